@@ -1,0 +1,52 @@
+// Command deputy is every role of the identity mesh, one subcommand each.
+//
+// Only this package knows flags, environment variables, YAML and paths; the roles get opened
+// dependencies and meet on the wire alone.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+func main() {
+	os.Exit(run())
+}
+
+func run() int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	root := newRootCommand()
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	var code exitCode
+	if errors.As(err, &code) {
+		return int(code)
+	}
+	fmt.Fprintf(os.Stderr, "deputy: %v\n", err)
+	return 1
+}
+
+// exitCode is returned by a command that has said everything and only wants to end with a status.
+type exitCode int
+
+func (c exitCode) Error() string { return fmt.Sprintf("exit status %d", int(c)) }
+
+func newRootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "deputy",
+		Short:         "An identity mesh for nested agents",
+		Long:          "Deputy makes every command carry the verifiable chain of who acts on whose behalf,\nchecks chain and command in front of the target, and keeps evidence nobody can quietly change.",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	return root
+}
