@@ -1,0 +1,205 @@
+package policy
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/cedar-policy/cedar-go/types"
+)
+
+// Kind is the kind of object that a command touches.
+type Kind string
+
+// Kinds of objects inside a target.
+const (
+	KindDatabase Kind = "database"
+	KindTable    Kind = "table"
+	KindFunction Kind = "function"
+	KindSetting  Kind = "setting"
+)
+
+// maxName bounds one name of a resource, in bytes. PostgreSQL's own limit is 63.
+const maxName = 256
+
+// Resource is the object of a request. Names are as the target's catalogue spells them, unquoted;
+// Schema is used by tables and functions only, Name by everything but databases.
+type Resource struct {
+	Kind     Kind   `json:"kind"`
+	Target   string `json:"target"`
+	Database string `json:"database"`
+	Schema   string `json:"schema,omitempty"`
+	Name     string `json:"name,omitempty"`
+}
+
+// Database is the resource of a whole database.
+func Database(target, database string) Resource {
+	return Resource{Kind: KindDatabase, Target: target, Database: database}
+}
+
+// Table is the resource of a table, view or any other relation.
+func Table(target, database, schema, name string) Resource {
+	return Resource{Kind: KindTable, Target: target, Database: database, Schema: schema, Name: name}
+}
+
+// Function is the resource of a function, procedure or aggregate.
+func Function(target, database, schema, name string) Resource {
+	return Resource{Kind: KindFunction, Target: target, Database: database, Schema: schema, Name: name}
+}
+
+// Setting is the resource of a run-time setting of a database session.
+func Setting(target, database, name string) Resource {
+	return Resource{Kind: KindSetting, Target: target, Database: database, Name: name}
+}
+
+// ID is the entity id that a policy writes for the resource, such as "orders-db/shop/public.orders".
+// In names, the characters '/', '.' and '%' are percent-encoded (in database names '.' stays), so that
+// two different objects never share an id.
+func (r Resource) ID() string {
+	id := escape(r.Target, false) + "/" + escape(r.Database, false)
+	switch r.Kind {
+	case KindTable, KindFunction:
+		return id + "/" + escape(r.Schema, true) + "." + escape(r.Name, true)
+	case KindSetting:
+		return id + "/" + escape(r.Name, false)
+	default:
+		return id
+	}
+}
+
+// String is the resource for people: `table "public"."orders" in orders-db/shop`.
+func (r Resource) String() string {
+	place := r.Target + "/" + r.Database
+	switch r.Kind {
+	case KindTable, KindFunction:
+		return fmt.Sprintf("%s %q.%q in %s", r.Kind, r.Schema, r.Name, place)
+	case KindSetting:
+		return fmt.Sprintf("setting %q in %s", r.Name, place)
+	default:
+		return fmt.Sprintf("%s %s", r.Kind, place)
+	}
+}
+
+func (r Resource) check() error {
+	names := []string{r.Target, r.Database}
+	switch r.Kind {
+	case KindDatabase:
+		if r.Schema != "" || r.Name != "" {
+			return errors.New("a database has neither schema nor name of its own")
+		}
+	case KindTable, KindFunction:
+		names = append(names, r.Schema, r.Name)
+	case KindSetting:
+		if r.Schema != "" {
+			return errors.New("a setting has no schema")
+		}
+		names = append(names, r.Name)
+	default:
+		return fmt.Errorf("unknown kind of resource %q", r.Kind)
+	}
+	for _, n := range names {
+		if n == "" || len(n) > maxName || !utf8.ValidString(n) {
+			return fmt.Errorf("a name of the %s is empty, too long or not UTF-8", r.Kind)
+		}
+	}
+	return nil
+}
+
+func (r Resource) uid() types.EntityUID {
+	t := typeDatabase
+	switch r.Kind {
+	case KindTable:
+		t = typeTable
+	case KindFunction:
+		t = typeFunction
+	case KindSetting:
+		t = typeSetting
+	}
+	return types.NewEntityUID(t, types.String(r.ID()))
+}
+
+// entities adds the resource and the database it stands in; the target and its groups come from the set.
+func (r Resource) entities(into types.EntityMap) {
+	db := Database(r.Target, r.Database)
+	target := types.NewEntityUID(typeTarget, types.String(r.Target))
+	into[db.uid()] = types.Entity{
+		UID:     db.uid(),
+		Parents: types.NewEntityUIDSet(target),
+		Attributes: types.NewRecord(types.RecordMap{
+			"target": types.String(r.Target), "name": types.String(r.Database),
+		}),
+	}
+	if r.Kind == KindDatabase {
+		return
+	}
+	attrs := types.RecordMap{
+		"target": types.String(r.Target), "database": types.String(r.Database), "name": types.String(r.Name),
+	}
+	if r.Kind != KindSetting {
+		attrs["schema"] = types.String(r.Schema)
+	}
+	into[r.uid()] = types.Entity{
+		UID: r.uid(), Parents: types.NewEntityUIDSet(db.uid()), Attributes: types.NewRecord(attrs),
+	}
+}
+
+// parseResource reads an entity of a policy back. It accepts the one spelling that ID writes.
+func parseResource(uid types.EntityUID) (Resource, error) {
+	var r Resource
+	switch uid.Type {
+	case typeDatabase:
+		r.Kind = KindDatabase
+	case typeTable:
+		r.Kind = KindTable
+	case typeFunction:
+		r.Kind = KindFunction
+	case typeSetting:
+		r.Kind = KindSetting
+	default:
+		return Resource{}, fmt.Errorf("%s is not a resource type", uid.Type)
+	}
+	want := map[Kind]string{
+		KindDatabase: "<target>/<database>",
+		KindTable:    "<target>/<database>/<schema>.<table>",
+		KindFunction: "<target>/<database>/<schema>.<function>",
+		KindSetting:  "<target>/<database>/<setting>",
+	}[r.Kind]
+	parts := strings.Split(string(uid.ID), "/")
+	if n := 3; (r.Kind == KindDatabase && len(parts) != 2) || (r.Kind != KindDatabase && len(parts) != n) {
+		return Resource{}, fmt.Errorf("%s should read %s", uid, want)
+	}
+	r.Target, r.Database = unescape(parts[0]), unescape(parts[1])
+	switch r.Kind {
+	case KindTable, KindFunction:
+		schema, name, ok := strings.Cut(parts[2], ".")
+		if !ok {
+			return Resource{}, fmt.Errorf("%s should read %s", uid, want)
+		}
+		r.Schema, r.Name = unescape(schema), unescape(name)
+	case KindSetting:
+		r.Name = unescape(parts[2])
+	}
+	if err := r.check(); err != nil {
+		return Resource{}, fmt.Errorf("%s: %w", uid, err)
+	}
+	if r.ID() != string(uid.ID) {
+		return Resource{}, fmt.Errorf("%s should be written %q", uid, r.ID())
+	}
+	return r, nil
+}
+
+func escape(s string, dots bool) string {
+	if !strings.ContainsAny(s, "/.%") {
+		return s
+	}
+	r := strings.NewReplacer("%", "%25", "/", "%2F")
+	if dots {
+		r = strings.NewReplacer("%", "%25", "/", "%2F", ".", "%2E")
+	}
+	return r.Replace(s)
+}
+
+func unescape(s string) string {
+	return strings.NewReplacer("%2F", "/", "%2E", ".", "%25", "%").Replace(s)
+}

@@ -1,0 +1,218 @@
+package policy
+
+import (
+	"fmt"
+	"iter"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cedar-policy/cedar-go"
+	"github.com/cedar-policy/cedar-go/types"
+)
+
+// Set is a loaded policy set. It never changes and is safe for use by many goroutines at once.
+type Set struct {
+	source     Source
+	digest     string
+	vocabulary *vocabulary
+	entities   types.EntityMap // targets and their groups
+	rules      []*rule
+	byID       map[cedar.PolicyID]*rule
+	byAction   map[types.EntityUID]bucket
+	every      bucket
+}
+
+// bucket is the policies that one action can match.
+type bucket []*rule
+
+func (b bucket) All() iter.Seq2[cedar.PolicyID, *cedar.Policy] {
+	return func(yield func(cedar.PolicyID, *cedar.Policy) bool) {
+		for _, r := range b {
+			if !yield(r.id, r.text) {
+				return
+			}
+		}
+	}
+}
+
+// index sorts the policies by action: groups are expanded, and a policy without an action in its head
+// stands in every bucket.
+func (s *Set) index() {
+	s.every = bucket(s.rules)
+	s.byID = make(map[cedar.PolicyID]*rule, len(s.rules))
+	s.byAction = make(map[types.EntityUID]bucket, len(s.vocabulary.applies))
+	for _, r := range s.rules {
+		s.byID[r.id] = r
+		for action := range s.vocabulary.applies {
+			if r.actions == nil || slices.Contains(r.actions, action) {
+				s.byAction[action] = append(s.byAction[action], r)
+			}
+		}
+	}
+}
+
+// Version is the set's version.
+func (s *Set) Version() uint64 { return s.source.Version }
+
+// IssuedAt is when the set was signed.
+func (s *Set) IssuedAt() time.Time { return time.Unix(s.source.IssuedAt, 0).UTC() }
+
+// Digest is the base64url SHA-256 of the signed set's payload; "" if the set was never signed.
+func (s *Set) Digest() string { return s.digest }
+
+// Names lists the policies, by @id or file and line, in the order of the files.
+func (s *Set) Names() []string {
+	out := make([]string, len(s.rules))
+	for i, r := range s.rules {
+		out[i] = r.name
+	}
+	return out
+}
+
+// Command is what a request says about the command besides action and resource.
+type Command struct {
+	Database string `json:"database"`
+	Account  string `json:"account"`
+	ReadOnly bool   `json:"read_only"`
+	Kind     string `json:"kind"`
+}
+
+// Request asks about one action on one object.
+type Request struct {
+	Subject *Subject
+	Now     time.Time
+	// Action is such as "postgres:select".
+	Action   string
+	Resource Resource
+	Command  Command
+	// Exact demands that one of the permits is written for this very resource (`resource == …`), as for
+	// a view over a table with masked columns.
+	Exact bool
+}
+
+// Decision is the answer to one request.
+type Decision struct {
+	Allow bool
+	// Policies names, sorted, those that decided: the permits of an allowed request, the forbids of a
+	// refused one; none if nothing matched.
+	Policies []string
+	// Obligations of an allowed request.
+	Obligations Obligations
+	// Reason is plain English for the user: why it was refused.
+	Reason string
+	// Err is set when the request couldn't be decided, which is a refusal.
+	Err error
+}
+
+// Decide answers a request. It allows only if a permit matches, no forbid does and no policy failed.
+func (s *Set) Decide(r Request) Decision {
+	return s.decide(r, func(action types.EntityUID) cedar.PolicyIterator { return s.byAction[action] })
+}
+
+func (s *Set) decide(r Request, choose func(types.EntityUID) cedar.PolicyIterator) Decision {
+	req, entities, err := s.request(r)
+	if err != nil {
+		return Decision{Reason: "the request can't be decided", Err: err}
+	}
+	verdict, diag := cedar.Authorize(choose(req.Action), entities, req)
+	if len(diag.Errors) > 0 {
+		names := make([]string, len(diag.Errors))
+		for i, e := range diag.Errors {
+			names[i] = s.byID[e.PolicyID].name
+		}
+		slices.Sort(names)
+		return Decision{
+			Policies: names,
+			Reason:   fmt.Sprintf("policy %s couldn't be evaluated", quoted(names)),
+			Err:      fmt.Errorf("evaluating policy %q: %s", s.byID[diag.Errors[0].PolicyID].name, diag.Errors[0].Message),
+		}
+	}
+	var d Decision
+	exact := false
+	for _, reason := range diag.Reasons {
+		rule := s.byID[reason.PolicyID]
+		d.Policies = append(d.Policies, rule.name)
+		exact = exact || rule.namesExactly(req.Resource)
+	}
+	slices.Sort(d.Policies)
+	switch {
+	case verdict == cedar.Allow && r.Exact && !exact:
+		d.Reason = fmt.Sprintf("%s on %s needs a policy written for exactly that (resource == …); %s is wider", r.Action, r.Resource, quoted(d.Policies))
+	case verdict == cedar.Allow:
+		d.Allow = true
+		for _, reason := range diag.Reasons {
+			d.Obligations = d.Obligations.And(s.byID[reason.PolicyID].obligations)
+		}
+	case len(d.Policies) > 0:
+		d.Reason = fmt.Sprintf("policy %s forbids %s on %s", quoted(d.Policies), r.Action, r.Resource)
+	default:
+		d.Reason = fmt.Sprintf("no policy permits %s on %s", r.Action, r.Resource)
+	}
+	return d
+}
+
+func quoted(names []string) string {
+	q := make([]string, len(names))
+	for i, n := range names {
+		q[i] = fmt.Sprintf("%q", n)
+	}
+	return strings.Join(q, ", ")
+}
+
+// request turns a request into Cedar's, with the entities it is about. An action that the schema doesn't
+// have, one that doesn't apply to the resource and a target that the set doesn't list are errors.
+func (s *Set) request(r Request) (cedar.Request, types.EntityGetter, error) {
+	action := types.NewEntityUID(typeAction, types.String(r.Action))
+	applies, ok := s.vocabulary.applies[action]
+	if !ok {
+		return cedar.Request{}, nil, fmt.Errorf("unknown action %q", r.Action)
+	}
+	if err := r.Resource.check(); err != nil {
+		return cedar.Request{}, nil, err
+	}
+	resource := r.Resource.uid()
+	if !slices.Contains(applies, resource.Type) {
+		return cedar.Request{}, nil, fmt.Errorf("%s doesn't apply to a %s", r.Action, r.Resource.Kind)
+	}
+	if _, ok := s.source.Targets[r.Resource.Target]; !ok {
+		return cedar.Request{}, nil, fmt.Errorf("target %q is not among the targets of policy set %d", r.Resource.Target, s.source.Version)
+	}
+	if r.Subject == nil {
+		return cedar.Request{}, nil, fmt.Errorf("the request has no subject")
+	}
+	if r.Command.Database != r.Resource.Database {
+		return cedar.Request{}, nil, fmt.Errorf("the command runs in database %q, its object is in %q", r.Command.Database, r.Resource.Database)
+	}
+	own := make(types.EntityMap, 2+len(r.Subject.entities))
+	r.Resource.entities(own)
+	for uid, e := range r.Subject.entities {
+		own[uid] = e
+	}
+	return cedar.Request{
+		Principal: r.Subject.principal,
+		Action:    action,
+		Resource:  resource,
+		Context: types.NewRecord(types.RecordMap{
+			"chain": r.Subject.context(r.Now),
+			"command": types.NewRecord(types.RecordMap{
+				"database": types.String(r.Command.Database),
+				"account":  types.String(r.Command.Account),
+				"readOnly": types.Boolean(r.Command.ReadOnly),
+				"kind":     types.String(r.Command.Kind),
+			}),
+		}),
+	}, layered{own, s.entities, s.vocabulary.actions}, nil
+}
+
+// layered looks an entity up in several maps, the request's own first.
+type layered [3]types.EntityMap
+
+func (l layered) Get(uid types.EntityUID) (types.Entity, bool) {
+	for _, m := range l {
+		if e, ok := m[uid]; ok {
+			return e, true
+		}
+	}
+	return types.Entity{}, false
+}

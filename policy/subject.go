@@ -1,0 +1,209 @@
+package policy
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cedar-policy/cedar-go/types"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Facts is what policies may know of a chain. [FactsOf] takes them from a verified chain; written out as
+// JSON they are what `deputy policy explain` reads.
+type Facts struct {
+	User         User     `json:"user"`
+	Roles        []string `json:"roles"`
+	ACR          string   `json:"acr,omitempty"`
+	Purpose      string   `json:"purpose,omitempty"`
+	RootEvidence string   `json:"root_evidence"`
+	// Agents are the actors, outermost first.
+	Agents []Agent `json:"agents"`
+	// TrustDomain is that of the target; names of agents from elsewhere carry their own.
+	TrustDomain string    `json:"trust_domain"`
+	SignedIn    time.Time `json:"signed_in"`
+	Started     time.Time `json:"started"`
+	Issued      time.Time `json:"issued"`
+}
+
+// User is the principal.
+type User struct {
+	Issuer  string `json:"iss"`
+	Subject string `json:"sub"`
+}
+
+// Agent is one actor of the chain with its grade.
+type Agent struct {
+	ID    string `json:"id"`
+	Grade string `json:"grade"`
+}
+
+// Subject is a chain prepared for decisions: the principal with its roles, and the facts that don't
+// change while the chain is alive. It is safe for use by many goroutines at once.
+type Subject struct {
+	facts     Facts
+	principal types.EntityUID
+	entities  types.EntityMap
+	fixed     types.RecordMap
+}
+
+const (
+	agentPrefix = "/agent/"
+	maxAgents   = 64
+	maxRoles    = 256
+)
+
+// NewSubjectFromFacts computes everything that policies read about a chain. It is the one place where
+// facts that need a quantifier ("every agent…") are worked out, since Cedar has none.
+func NewSubjectFromFacts(f Facts) (*Subject, error) {
+	if f.User.Issuer == "" || f.User.Subject == "" {
+		return nil, errors.New("the chain names no user")
+	}
+	// '#' ends the issuer in the entity id; an issuer with one could pose as another.
+	if strings.Contains(f.User.Issuer, "#") {
+		return nil, fmt.Errorf("the user's issuer %q holds a '#'", f.User.Issuer)
+	}
+	if len(f.Agents) == 0 || len(f.Agents) > maxAgents || len(f.Roles) > maxRoles {
+		return nil, fmt.Errorf("the chain has %d agents and %d roles; policies can judge 1 to %d agents and up to %d roles",
+			len(f.Agents), len(f.Roles), maxAgents, maxRoles)
+	}
+	if f.RootEvidence != "verified" && f.RootEvidence != "broker" {
+		return nil, fmt.Errorf("unknown root evidence %q", f.RootEvidence)
+	}
+	if f.SignedIn.IsZero() || f.Started.IsZero() || f.Issued.IsZero() {
+		return nil, errors.New("a time of the chain (sign-in, start, issue) is missing")
+	}
+	var paths, ids []types.Value
+	var names []string
+	lowest := "attested"
+	for _, a := range f.Agents {
+		path, err := AgentPath(a.ID, f.TrustDomain)
+		if err != nil {
+			return nil, err
+		}
+		switch a.Grade {
+		case "attested":
+		case "asserted":
+			lowest = "asserted"
+		default:
+			return nil, fmt.Errorf("agent %s: unknown grade %q", a.ID, a.Grade)
+		}
+		names = append(names, path)
+		paths = append(paths, types.String(path))
+		ids = append(ids, types.String(a.ID))
+	}
+	last := len(f.Agents) - 1
+	s := &Subject{
+		facts:     f,
+		principal: types.NewEntityUID(typeUser, types.String(f.User.Issuer+"#"+f.User.Subject)),
+		fixed: types.RecordMap{
+			"actors":       types.NewSet(paths...),
+			"actorIds":     types.NewSet(ids...),
+			"within":       stringSet(commonPaths(names)),
+			"leaf":         types.String(names[last]),
+			"leafId":       types.String(f.Agents[last].ID),
+			"depth":        types.Long(len(f.Agents)),
+			"lowestGrade":  types.NewEntityUID(typeGrade, types.String(lowest)),
+			"rootEvidence": types.NewEntityUID(typeEvidence, types.String(f.RootEvidence)),
+			"purpose":      types.String(f.Purpose),
+			"roles":        stringSet(f.Roles),
+			"acr":          types.String(f.ACR),
+		},
+	}
+	s.entities = types.EntityMap{}
+	var roles []types.EntityUID
+	for _, r := range f.Roles {
+		uid := types.NewEntityUID(typeRole, types.String(r))
+		roles = append(roles, uid)
+		s.entities[uid] = types.Entity{UID: uid}
+	}
+	s.entities[s.principal] = types.Entity{
+		UID: s.principal, Parents: types.NewEntityUIDSet(roles...),
+		Attributes: types.NewRecord(types.RecordMap{
+			"iss": types.String(f.User.Issuer), "sub": types.String(f.User.Subject),
+		}),
+	}
+	return s, nil
+}
+
+// context is the chain part of a request's context, with the ages as they are now.
+func (s *Subject) context(now time.Time) types.Record {
+	m := make(types.RecordMap, len(s.fixed)+3)
+	for k, v := range s.fixed {
+		m[k] = v
+	}
+	m["signInAge"] = age(now, s.facts.SignedIn)
+	m["sessionAge"] = age(now, s.facts.Started)
+	m["tokenAge"] = age(now, s.facts.Issued)
+	return types.NewRecord(m)
+}
+
+// age rounds up, so that "at most 60 seconds" never holds for something older.
+func age(now, then time.Time) types.Long {
+	d := now.Sub(then)
+	if d <= 0 {
+		return 0
+	}
+	return types.Long((d + time.Second - 1) / time.Second)
+}
+
+// AgentPath is the name of an agent in policies: its path of names, without the instances. An agent whose
+// trust domain isn't home gets it in front, so that nobody from elsewhere bears a name of ours.
+func AgentPath(id, home string) (string, error) {
+	sid, err := spiffeid.FromString(id)
+	if err != nil {
+		return "", fmt.Errorf("agent %q: %w", id, err)
+	}
+	rest, ok := strings.CutPrefix(sid.Path(), agentPrefix)
+	if !ok {
+		return "", fmt.Errorf("agent %q doesn't lie under %s", id, agentPrefix)
+	}
+	segments := strings.Split(rest, "/")
+	if len(segments)%2 != 0 {
+		return "", fmt.Errorf("agent %q: the path should read /agent/<name>/<instance>/…", id)
+	}
+	names := make([]string, 0, len(segments)/2)
+	for i := 0; i < len(segments); i += 2 {
+		names = append(names, segments[i])
+	}
+	path := strings.Join(names, "/")
+	if td := sid.TrustDomain().Name(); td != home {
+		path = "//" + td + "/" + path
+	}
+	return path, nil
+}
+
+// commonPaths are the paths, outermost first, at or under which every name lies, compared by segment.
+func commonPaths(names []string) []string {
+	first := strings.Split(names[0], "/")
+	n := len(first)
+	for _, name := range names[1:] {
+		segments := strings.Split(name, "/")
+		n = min(n, len(segments))
+		for i := 0; i < n; i++ {
+			if segments[i] != first[i] {
+				n = i
+			}
+		}
+	}
+	var out []string
+	for i := 1; i <= n; i++ {
+		p := strings.Join(first[:i], "/")
+		// "//other.example/…" starts with two empty segments and the trust domain; these alone name no agent.
+		if strings.HasPrefix(names[0], "//") && i <= 3 {
+			continue
+		}
+		out = append(out, p)
+	}
+	return slices.Clip(out)
+}
+
+func stringSet(values []string) types.Set {
+	out := make([]types.Value, len(values))
+	for i, v := range values {
+		out[i] = types.String(v)
+	}
+	return types.NewSet(out...)
+}
