@@ -1,0 +1,63 @@
+# Deputy. `make` or `make help` lists what there is.
+SHELL := /bin/bash
+export CGO_ENABLED := 1
+GO ?= go
+# Tools and servers for tests are cached here, outside the tree.
+CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/deputy
+export DEPUTY_CACHE := $(CACHE)
+SOURCES := $(shell find . -name '*.go' -not -path './.cache/*') go.mod go.sum
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo dev test check lint fmt vectors proto crossbuild clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: bin/deputy ## Build bin/deputy (installs gcc and libc6-dev by apt where missing)
+
+bin/deputy: $(SOURCES)
+	@scripts/setup build
+	$(GO) build -o bin/deputy ./cmd/deputy
+	@if [ -d examples/team ]; then $(GO) build -o bin/team ./examples/team; fi
+
+demo: ## See the main job done on a real PostgreSQL (about a minute after the build)
+	@scripts/setup demo
+	@$(MAKE) --no-print-directory bin/deputy
+	@scripts/demo
+
+dev: bin/deputy ## Run all roles in one process, for trying things by hand
+	bin/deputy dev
+
+test: ## Run every test, with the race detector, against real servers and clients
+	@scripts/setup test
+	$(GO) test -race -timeout 40m $(TESTFLAGS) ./...
+
+check: lint crossbuild ## Formatting, vet, linters, import directions, the build without cgo
+	@scripts/setup build
+	$(GO) vet ./...
+	$(GO) test -count=1 ./internal/layout
+
+lint: ## Run golangci-lint as .golangci.yml says
+	@scripts/setup build
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt these files:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	@mkdir -p $(CACHE)/bin
+	cd tools && $(GO) build -o $(CACHE)/bin/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	$(CACHE)/bin/golangci-lint run ./...
+
+crossbuild: ## Build the parts that must build without cgo
+	CGO_ENABLED=0 GOOS=darwin $(GO) build ./actor ./audit ./client
+	CGO_ENABLED=0 GOOS=darwin $(GO) build -o /dev/null ./cmd/deputy
+
+fmt: ## Format the Go code
+	gofmt -w $$(git ls-files '*.go')
+
+vectors: ## Write the test vectors of actor/ again
+	$(GO) test ./actor -run TestVectors -update
+
+proto: ## Generate Go code from proto/ (needs protoc: Debian's protobuf-compiler and libprotobuf-dev)
+	@mkdir -p $(CACHE)/bin
+	cd tools && $(GO) build -o $(CACHE)/bin/ google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc
+	PATH="$(CACHE)/bin:$$PATH" proto/generate.sh
+
+clean: ## Remove what was built in the tree
+	rm -rf bin
