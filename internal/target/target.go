@@ -11,8 +11,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// maxName keeps a name within one DNS label, since names also appear in listeners and certificates.
-const maxName = 63
+// maxName is what a token's audience may have (actor.TargetName).
+const maxName = 32
 
 // Name is a target's name: a lower-case letter, then letters, digits and hyphens. Only ParseName and
 // FromID make one; the zero value names nothing.
