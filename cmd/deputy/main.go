@@ -48,6 +48,6 @@ func newRootCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(newSampleSignInCommand())
+	root.AddCommand(newSampleSignInCommand(), newSampleCertificateCommand())
 	return root
 }
