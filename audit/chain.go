@@ -2,6 +2,7 @@ package audit
 
 import (
 	"encoding/json"
+	"errors"
 	"sync"
 	"time"
 )
@@ -12,7 +13,7 @@ import (
 type Chain struct {
 	Txn      string     `json:"txn"`                // the task tree
 	User     User       `json:"user"`               // who it all starts with
-	Hops     []Hop      `json:"hops"`               // the agents, outermost first; the last one is the presenter
+	Hops     []Hop      `json:"hops,omitempty"`     // the agents, outermost first; the last one is the presenter
 	Audience string     `json:"audience,omitempty"` // target of the delegated token, when there is one
 	TokenID  string     `json:"token_jti,omitempty"`
 	Issuer   string     `json:"token_iss,omitempty"` // the broker that countersigned
@@ -59,10 +60,15 @@ type Hop struct {
 }
 
 // MarshalJSON encodes the chain once and keeps the bytes.
-func (c *Chain) MarshalJSON() ([]byte, error) {
+func (c *Chain) MarshalJSON() ([]byte, error) { return c.encoded() }
+
+func (c *Chain) encoded() ([]byte, error) {
 	c.once.Do(func() {
 		type plain Chain
-		c.json, c.err = json.Marshal((*plain)(c))
+		c.json, c.err = compactJSON((*plain)(c))
+		if c.err == nil && (c.Txn == "" || c.User.Subject == "") {
+			c.err = errors.New("no txn or no user")
+		}
 	})
 	return c.json, c.err
 }

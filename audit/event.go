@@ -128,10 +128,8 @@ func newEvent(t Type) Event {
 	return nil
 }
 
-// Milliseconds is a duration as records write it: whole milliseconds and a fraction.
-type Milliseconds float64
+// Microseconds is a duration as records write it.
+type Microseconds int64
 
 // Since returns the time from start to end.
-func Since(start, end time.Time) Milliseconds {
-	return Milliseconds(float64(end.Sub(start).Microseconds()) / 1000)
-}
+func Since(start, end time.Time) Microseconds { return Microseconds(end.Sub(start).Microseconds()) }

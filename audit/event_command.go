@@ -21,7 +21,7 @@ type ConnectionOpened struct {
 type ConnectionClosed struct {
 	Reason   string       `json:"reason"` // `client`, `upstream`, `expired`, `revoked`, `shutdown`, `error`
 	Commands int64        `json:"commands,omitempty"`
-	Duration Milliseconds `json:"ms,omitempty"`
+	Duration Microseconds `json:"us,omitempty"`
 	Detail   string       `json:"detail,omitempty"`
 }
 
@@ -67,7 +67,7 @@ type Decision struct {
 
 	Class  string       `json:"class,omitempty"` // class of a refusal: `capability`, `policy`, `unparsable` …
 	Reason string       `json:"reason,omitempty"`
-	Took   Milliseconds `json:"ms,omitempty"`
+	Took   Microseconds `json:"us,omitempty"`
 }
 
 // Forwarded says that the command left for the target.
@@ -97,7 +97,7 @@ type Completed struct {
 	Code     string        `json:"code,omitempty"`      // SQLSTATE, exit status, HTTP status
 	Limit    string        `json:"limit,omitempty"`     // the limit that cut it
 	Masked   []MaskedCount `json:"masked,omitempty"`
-	Duration Milliseconds  `json:"ms,omitempty"`
+	Duration Microseconds  `json:"us,omitempty"`
 }
 
 // OutcomeUnknown stands for the outcome of a decision that was open when the log ended.
@@ -116,6 +116,9 @@ type Refused struct {
 	Client string     `json:"client,omitempty"` // address it came from
 	Count  int64      `json:"count,omitempty"`
 	Since  *time.Time `json:"since,omitempty"`
+
+	txn   string // of an aggregate
+	chain *Chain
 }
 
 func (*ConnectionOpened) EventType() Type { return TypeConnectionOpened }

@@ -58,17 +58,23 @@ type Exchange struct {
 
 // Spawn is the issuer's registration of an agent, or its refusal.
 type Spawn struct {
-	Result   Result            `json:"result"`
-	Agent    string            `json:"agent,omitempty"`
-	Parent   string            `json:"parent,omitempty"` // empty for a first-level agent
-	Name     string            `json:"name"`
-	Purpose  string            `json:"purpose,omitempty"`
-	Grade    string            `json:"grade,omitempty"`
-	Attested map[string]string `json:"attested,omitempty"` // uid, binary_sha256, cgroup …
-	Serial   string            `json:"serial,omitempty"`
-	NotAfter *time.Time        `json:"not_after,omitempty"`
-	Class    string            `json:"class,omitempty"`
-	Reason   string            `json:"reason,omitempty"`
+	Result   Result     `json:"result"`
+	Agent    string     `json:"agent,omitempty"`
+	Parent   string     `json:"parent,omitempty"` // empty for a first-level agent
+	Name     string     `json:"name"`
+	Purpose  string     `json:"purpose,omitempty"`
+	Grade    string     `json:"grade,omitempty"`
+	Attested []Selector `json:"attested,omitempty"` // uid, binary_sha256, cgroup …
+	Serial   string     `json:"serial,omitempty"`
+	NotAfter *time.Time `json:"not_after,omitempty"`
+	Class    string     `json:"class,omitempty"`
+	Reason   string     `json:"reason,omitempty"`
+}
+
+// Selector is one fact that the kernel vouched for.
+type Selector struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
 }
 
 // AgentEnded is the end of an agent and of all below it.

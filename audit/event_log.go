@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/deputymesh/deputy/internal/strictjson"
 )
 
 // Digest names bytes by their SHA-256: "sha256:" and 64 hex digits.
@@ -26,6 +28,20 @@ func ParseDigest(s string) (Digest, error) {
 	return Digest(s), nil
 }
 
+// Bytes are written as base64url without padding.
+type Bytes []byte
+
+// MarshalText encodes b.
+func (b Bytes) MarshalText() ([]byte, error) {
+	return []byte(strictjson.EncodeBase64URL(b)), nil
+}
+
+// UnmarshalText decodes what MarshalText wrote, strictly.
+func (b *Bytes) UnmarshalText(text []byte) (err error) {
+	*b, err = strictjson.DecodeBase64URL(string(text))
+	return err
+}
+
 // Evidence kinds.
 const (
 	KindCredential = "credential"         // the exact bytes that an agent presented
@@ -39,12 +55,12 @@ const (
 type Evidence struct {
 	Kind   string `json:"kind"`
 	Digest Digest `json:"digest"`
-	Data   []byte `json:"data"` // base64 in JSON
+	Data   Bytes  `json:"data"`
 }
 
 // Heartbeat makes silence visible.
 type Heartbeat struct {
-	Interval Milliseconds `json:"interval_ms"`
+	Interval Microseconds `json:"interval_us"`
 	Open     int          `json:"open"` // decisions whose outcome is still to come
 }
 

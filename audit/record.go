@@ -58,6 +58,8 @@ type Record struct {
 	Decision   RecordID // the decision that this record belongs to, for what follows a decision
 	Chain      *Chain   // the whole chain; on every record that has one
 	Event      Event    // the typed body
+
+	raw []byte // exact bytes, of records that were read
 }
 
 // Receipt says where a durable record lies and carries the signed checkpoint that covers it.

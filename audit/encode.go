@@ -1,0 +1,146 @@
+package audit
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/deputymesh/deputy/internal/strictjson"
+)
+
+// wire is a record as it is written, docs/spec/audit-log.md "Records". "seq" always stands first: the writer
+// puts it in front of what encode made.
+type wire struct {
+	Version    int             `json:"v"`
+	ID         RecordID        `json:"id"`
+	Type       Type            `json:"type"`
+	Time       time.Time       `json:"time"`
+	Source     string          `json:"source"`
+	Dev        bool            `json:"dev,omitempty"`
+	Txn        string          `json:"txn,omitempty"`
+	Session    string          `json:"session,omitempty"`
+	Connection string          `json:"connection,omitempty"`
+	Decision   RecordID        `json:"decision,omitempty"`
+	Chain      json.RawMessage `json:"chain,omitempty"`
+	Event      json.RawMessage `json:"event"`
+}
+
+// wireRead is wire with what reading needs.
+type wireRead struct {
+	Seq int64 `json:"seq"`
+	wire
+}
+
+// encode returns the record's JSON without its opening `{"seq":…`, for the writer to complete. It
+// compacts the chain once per session, so a record costs one small encoding.
+func (r *Record) encode() ([]byte, error) {
+	if r.Event == nil {
+		return nil, errors.New("record without an event")
+	}
+	if err := r.Event.check(); err != nil {
+		return nil, fmt.Errorf("record of type %s: %w", r.Type, err)
+	}
+	event, err := compactJSON(r.Event)
+	if err != nil {
+		return nil, fmt.Errorf("record of type %s: %w", r.Type, err)
+	}
+	head, err := compactJSON(&struct {
+		wire
+		Chain *int `json:"chain,omitempty"` // both are appended below, as bytes
+		Event *int `json:"event,omitempty"`
+	}{wire: wire{
+		Version: r.Version, ID: r.ID, Type: r.Type, Time: r.Time, Source: r.Source, Dev: r.Dev,
+		Txn: r.Txn, Session: r.Session, Connection: r.Connection, Decision: r.Decision,
+	}})
+	if err != nil {
+		return nil, fmt.Errorf("record of type %s: %w", r.Type, err)
+	}
+	var chain []byte
+	if r.Chain != nil {
+		if chain, err = r.Chain.encoded(); err != nil {
+			return nil, fmt.Errorf("record of type %s: chain: %w", r.Type, err)
+		}
+	}
+	out := make([]byte, 0, len(head)+len(chain)+len(event)+32)
+	out = append(out, ',')
+	out = append(out, head[1:len(head)-1]...)
+	if chain != nil {
+		out = append(append(out, `,"chain":`...), chain...)
+	}
+	out = append(append(out, `,"event":`...), event...)
+	return append(out, '}'), nil
+}
+
+// complete puts the position in front of what encode made.
+func complete(dst []byte, seq int64, tail []byte) []byte {
+	dst = strconv.AppendInt(append(dst, `{"seq":`...), seq, 10)
+	return append(dst, tail...)
+}
+
+func compactJSON(v any) ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(v); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
+}
+
+// ParseRecord reads the exact bytes of one record, strictly.
+func ParseRecord(data []byte) (*Record, error) {
+	var w wireRead
+	if err := strictjson.Unmarshal(data, &w); err != nil {
+		return nil, fmt.Errorf("audit record: %w", err)
+	}
+	if w.Version != SchemaVersion {
+		return nil, fmt.Errorf("audit record %s: schema version %d; this program reads %d", w.ID, w.Version, SchemaVersion)
+	}
+	if w.Seq < 0 {
+		return nil, errors.New("audit record: a negative seq")
+	}
+	if _, err := ParseRecordID(string(w.ID)); err != nil {
+		return nil, fmt.Errorf("audit record: %w", err)
+	}
+	if w.Decision != "" {
+		if _, err := ParseRecordID(string(w.Decision)); err != nil {
+			return nil, fmt.Errorf("audit record %s: decision: %w", w.ID, err)
+		}
+	}
+	r := &Record{
+		Seq: w.Seq, Version: w.Version, ID: w.ID, Type: w.Type, Time: w.Time, Source: w.Source, Dev: w.Dev,
+		Txn: w.Txn, Session: w.Session, Connection: w.Connection, Decision: w.Decision,
+		raw: append([]byte(nil), data...),
+	}
+	if w.Chain != nil {
+		r.Chain = new(Chain)
+		if err := strictjson.Unmarshal(w.Chain, r.Chain); err != nil {
+			return nil, fmt.Errorf("audit record %s: chain: %w", w.ID, err)
+		}
+	}
+	if r.Event = newEvent(w.Type); r.Event == nil {
+		return nil, fmt.Errorf("audit record %s: unknown type %q", w.ID, clip(string(w.Type), 40))
+	}
+	if err := strictjson.Unmarshal(w.Event, r.Event); err != nil {
+		return nil, fmt.Errorf("audit record %s: event %s: %w", w.ID, w.Type, err)
+	}
+	if err := r.Event.check(); err != nil {
+		return nil, fmt.Errorf("audit record %s: %w", w.ID, err)
+	}
+	return r, nil
+}
+
+// MarshalJSON returns the record as it stands in the log.
+func (r *Record) MarshalJSON() ([]byte, error) {
+	if r.raw != nil {
+		return r.raw, nil
+	}
+	tail, err := r.encode()
+	if err != nil {
+		return nil, err
+	}
+	return complete(nil, r.Seq, tail), nil
+}
