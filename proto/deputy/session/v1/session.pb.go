@@ -313,10 +313,11 @@ func (x *SignUserGrantResponse) GetExpiresAt() *timestamppb.Timestamp {
 }
 
 type SignOperatorRequestRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Method        string                 `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
-	Url           string                 `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"`
-	BodySha256    []byte                 `protobuf:"bytes,3,opt,name=body_sha256,json=bodySha256,proto3" json:"body_sha256,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the call, such as revoke.
+	Act string `protobuf:"bytes,1,opt,name=act,proto3" json:"act,omitempty"`
+	// SHA-256 of the call's exact body.
+	BodySha256    []byte `protobuf:"bytes,2,opt,name=body_sha256,json=bodySha256,proto3" json:"body_sha256,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -351,16 +352,9 @@ func (*SignOperatorRequestRequest) Descriptor() ([]byte, []int) {
 	return file_deputy_session_v1_session_proto_rawDescGZIP(), []int{4}
 }
 
-func (x *SignOperatorRequestRequest) GetMethod() string {
+func (x *SignOperatorRequestRequest) GetAct() string {
 	if x != nil {
-		return x.Method
-	}
-	return ""
-}
-
-func (x *SignOperatorRequestRequest) GetUrl() string {
-	if x != nil {
-		return x.Url
+		return x.Act
 	}
 	return ""
 }
@@ -524,11 +518,10 @@ const file_deputy_session_v1_session_proto_rawDesc = "" +
 	"\bid_token\x18\x02 \x01(\tR\aidToken\x12\x12\n" +
 	"\x04task\x18\x03 \x01(\tR\x04task\x129\n" +
 	"\n" +
-	"expires_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\"g\n" +
-	"\x1aSignOperatorRequestRequest\x12\x16\n" +
-	"\x06method\x18\x01 \x01(\tR\x06method\x12\x10\n" +
-	"\x03url\x18\x02 \x01(\tR\x03url\x12\x1f\n" +
-	"\vbody_sha256\x18\x03 \x01(\fR\n" +
+	"expires_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\"O\n" +
+	"\x1aSignOperatorRequestRequest\x12\x10\n" +
+	"\x03act\x18\x01 \x01(\tR\x03act\x12\x1f\n" +
+	"\vbody_sha256\x18\x02 \x01(\fR\n" +
 	"bodySha256\"N\n" +
 	"\x1bSignOperatorRequestResponse\x12\x14\n" +
 	"\x05proof\x18\x01 \x01(\tR\x05proof\x12\x19\n" +
