@@ -3,6 +3,6 @@
 //
 // What comes out of a conversion is checked: exactly one member where one is wanted, canonical SPIFFE
 // IDs, bounded lists and strings, times present, no unknown protobuf field. A revocation is a [Match];
-// whoever wants to know whether something is revoked asks a chain for its [Chain.Matches] and looks
-// each of them up, so that broker and proxy can't disagree about what a revocation covers.
+// whoever wants to know whether a chain is revoked asks it for its actor.RevocationKeys and looks up
+// [MatchOf] each, so that broker and proxy can't disagree about what a revocation covers.
 package feed

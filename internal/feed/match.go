@@ -5,8 +5,7 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-
+	"github.com/deputymesh/deputy/actor"
 	"github.com/deputymesh/deputy/internal/target"
 )
 
@@ -28,7 +27,7 @@ const (
 )
 
 // Match is what a revocation covers. It is comparable and serves as a map key; make it with
-// MatchUser and its kin, which check their arguments, or take it from Chain.Matches.
+// MatchUser and its kin, which check their arguments, or with MatchOf.
 type Match struct {
 	Kind Kind
 	// Issuer is the iss of a user, a grant or a token; empty otherwise.
@@ -72,9 +71,8 @@ func (m Match) Check() error {
 	case Agent:
 		return checkAgent(m.Value)
 	case Edge:
-		// The first edge starts at the user's grant; its delegator is the identity provider's iss, so
-		// only the delegate must be an agent there. Agents delegate as agents.
-		if strings.HasPrefix(m.Value, "spiffe:") {
+		// The first edge starts at the user, named iss#sub (actor.SubjectID.String).
+		if !strings.Contains(m.Value, "#") {
 			if err := checkAgent(m.Value); err != nil {
 				return err
 			}
@@ -99,11 +97,10 @@ func MatchSession(sid string) (Match, error) { return checked(Match{Kind: Sessio
 // MatchTask covers a task tree.
 func MatchTask(txn string) (Match, error) { return checked(Match{Kind: Task, Value: txn}) }
 
-// MatchAgent covers an agent and all below it. The path may also stop at a name, to mean all its
-// instances.
+// MatchAgent covers one agent instance and all below it.
 func MatchAgent(id string) (Match, error) { return checked(Match{Kind: Agent, Value: id}) }
 
-// MatchEdge covers what delegator handed to delegate.
+// MatchEdge covers what delegator, an agent or a user as iss#sub, handed to delegate.
 func MatchEdge(delegator, delegate string) (Match, error) {
 	return checked(Match{Kind: Edge, Value: delegator, Delegate: delegate})
 }
@@ -124,84 +121,40 @@ func checked(m Match) (Match, error) {
 }
 
 func checkAgent(s string) error {
-	id, err := spiffeid.FromString(s)
+	id, err := actor.AgentIDFromString(s)
 	if err != nil {
 		return fmt.Errorf("reading an agent's identity: %w", err)
 	}
 	if id.String() != s {
 		return fmt.Errorf("agent identity %q is not in canonical form (%s)", s, id)
 	}
-	if !strings.HasPrefix(id.Path(), agentRoot) {
-		return fmt.Errorf("%q is no agent: want spiffe://<trust domain>/agent/…", s)
-	}
 	return nil
 }
 
-const agentRoot = "/agent/"
-
-// Chain is what revocations are compared with: the facts of one verified credential.
-type Chain struct {
-	Issuer  string // iss of the user's sub_id
-	Subject string // sub of the user's sub_id
-	Session string // sid
-	Txn     string
-	// Actors are the agents' SPIFFE IDs, outermost first.
-	Actors []string
-	// Statements are the user grant, every grant and the token.
-	Statements []Statement
-	// Target is the name of the target; empty when there is none yet.
-	Target string
-}
-
-// Statement names a signed statement. Never a hash of its bytes: ES256 and base64 are malleable.
-type Statement struct {
-	Issuer string
-	ID     string // jti
-}
-
-// Matches are all revocations that would end the chain. An agent is ended by one of itself, and of
-// every prefix of its path (by segment) below /agent/.
-func (c Chain) Matches() []Match {
-	out := make([]Match, 0, 4+5*len(c.Actors)+len(c.Statements))
-	out = append(out, Match{Kind: User, Issuer: c.Issuer, Value: c.Subject})
-	if c.Session != "" {
-		out = append(out, Match{Kind: Session, Value: c.Session})
+// MatchOf is the match that would revoke k, one of the names under which a chain can be revoked
+// (actor.Chain.RevocationKeys). A sid is compared without its provider: should two providers ever give
+// out the same one, both sessions end.
+func MatchOf(k actor.RevocationKey) Match {
+	switch k.Kind {
+	case actor.RevokeSubject:
+		return Match{Kind: User, Issuer: k.Issuer, Value: k.Value}
+	case actor.RevokeSession:
+		return Match{Kind: Session, Value: k.Value}
+	case actor.RevokeTxn:
+		return Match{Kind: Task, Value: k.Value}
+	case actor.RevokeActor:
+		return Match{Kind: Agent, Value: k.Value}
+	case actor.RevokeEdge:
+		return Match{Kind: Edge, Value: k.Issuer, Delegate: k.Value}
+	case actor.RevokeStatement:
+		return Match{Kind: Grant, Issuer: k.Issuer, Value: k.Value}
+	case actor.RevokeTarget:
+		_, name, _ := strings.Cut(k.Value, "/target/")
+		return Match{Kind: Target, Value: name}
 	}
-	out = append(out, Match{Kind: Task, Value: c.Txn})
-	seen := make(map[string]bool)
-	from := c.Issuer
-	for _, a := range c.Actors {
-		for _, p := range agentPrefixes(a) {
-			if !seen[p] {
-				seen[p] = true
-				out = append(out, Match{Kind: Agent, Value: p})
-			}
-		}
-		out = append(out, Match{Kind: Edge, Value: from, Delegate: a})
-		from = a
-	}
-	for _, s := range c.Statements {
-		out = append(out, Match{Kind: Grant, Issuer: s.Issuer, Value: s.ID})
-	}
-	if c.Target != "" {
-		out = append(out, Match{Kind: Target, Value: c.Target})
-	}
-	return out
-}
-
-// agentPrefixes lists spiffe://td/agent/<name>, …/<name>/<instance>, and so on to the whole ID.
-func agentPrefixes(id string) []string {
-	at := strings.Index(id, agentRoot)
-	if at < 0 {
-		return nil
-	}
-	var out []string
-	for i := at + len(agentRoot); i < len(id); i++ {
-		if id[i] == '/' {
-			out = append(out, id[:i])
-		}
-	}
-	return append(out, id)
+	// A kind that this build doesn't know matches nothing that can be written down; whoever adds one
+	// to actor adds it here.
+	return Match{Kind: Kind(k.Kind), Issuer: k.Issuer, Value: k.Value}
 }
 
 var errUnknownFields = errors.New("the message has fields that this version doesn't know")
