@@ -84,7 +84,8 @@ type LocateResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// SPIFFE ID of the innermost agent; empty when the process is outside every agent.
 	AgentId string `protobuf:"bytes,1,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
-	// True when the process is that agent's registered supervisor itself.
+	// True when the process is that agent's registered supervisor itself. A process that can't be placed (its agent has
+	// ended, or it runs under a uid of the agents' range that belongs to no live agent) is an error: FAILED_PRECONDITION.
 	Supervisor    bool `protobuf:"varint,2,opt,name=supervisor,proto3" json:"supervisor,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -50,7 +50,9 @@ type SpawnClient interface {
 	// Attach is called by the child's supervisor itself, with a key of its own. The first message
 	// carries the ticket; the issuer attests the caller, grades it and answers at once. Each later
 	// message renews: the new request is signed by the current key. The agent lives as long as the
-	// stream; when the stream is gone for 5 s the agent and all its descendants end.
+	// stream; when the stream is gone for 5 s the agent and all its descendants end. They end at once when the
+	// supervisor half-closes the stream (it says that the agent is done) or when its process has died.
+	// The supervisor's first message is due within 10 s; a refused message ends the stream.
 	Attach(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[AttachRequest, AttachResponse], error)
 	// Ended streams ended agents, from a revision on, to the broker role only.
 	Ended(ctx context.Context, in *EndedRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[EndedAgent], error)
@@ -145,7 +147,9 @@ type SpawnServer interface {
 	// Attach is called by the child's supervisor itself, with a key of its own. The first message
 	// carries the ticket; the issuer attests the caller, grades it and answers at once. Each later
 	// message renews: the new request is signed by the current key. The agent lives as long as the
-	// stream; when the stream is gone for 5 s the agent and all its descendants end.
+	// stream; when the stream is gone for 5 s the agent and all its descendants end. They end at once when the
+	// supervisor half-closes the stream (it says that the agent is done) or when its process has died.
+	// The supervisor's first message is due within 10 s; a refused message ends the stream.
 	Attach(grpc.BidiStreamingServer[AttachRequest, AttachResponse]) error
 	// Ended streams ended agents, from a revision on, to the broker role only.
 	Ended(*EndedRequest, grpc.ServerStreamingServer[EndedAgent]) error
