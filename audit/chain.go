@@ -1,62 +1,68 @@
 package audit
 
 import (
-	"encoding/json"
 	"errors"
+	"slices"
 	"sync"
 	"time"
+
+	"github.com/deputymesh/deputy/actor"
 )
 
-// Chain is who acts for whom, as a record shows it: the user, then every agent, outermost first. Make
-// one per session with [FromActor] and put the same pointer on every record; it must not be changed
-// after its first use, since its encoding is kept.
+// Chain is who acts for whom, as a record carries it: whole, on every record that has one. Make one per
+// verified credential with [FromChain] or [FromSubject] and put the same pointer on every record; it must
+// not be changed after its first use, since its encoding is kept.
 type Chain struct {
-	Txn      string     `json:"txn"`                // the task tree
-	User     User       `json:"user"`               // who it all starts with
-	Hops     []Hop      `json:"hops,omitempty"`     // the agents, outermost first; the last one is the presenter
-	Audience string     `json:"audience,omitempty"` // target of the delegated token, when there is one
-	TokenID  string     `json:"token_jti,omitempty"`
-	Issuer   string     `json:"token_iss,omitempty"` // the broker that countersigned
-	Expires  *time.Time `json:"exp,omitempty"`       // end of the delegated token
-	// Cap is the authorization_details of the delegated token.
-	Cap json.RawMessage `json:"cap,omitempty"`
-	// Credential is the digest of the exact bytes presented, kept by PutEvidence.
-	Credential Digest `json:"credential,omitempty"`
-	// Evidence lists digests of what the credential was verified against: trust bundles, token keys, provider keys.
-	Evidence []Digest `json:"evidence,omitempty"`
+	Txn          string             `json:"txn"` // the task tree
+	User         actor.SubjectID    `json:"user"`
+	SID          string             `json:"sid,omitempty"`
+	AuthTime     *time.Time         `json:"auth_time,omitempty"`
+	ACR          string             `json:"acr,omitempty"`
+	Roles        []string           `json:"roles,omitempty"`
+	Purpose      string             `json:"purpose,omitempty"`
+	RootEvidence actor.RootEvidence `json:"root_evidence"`
+	Mesh         string             `json:"mesh,omitempty"`
+	Target       string             `json:"target,omitempty"` // none before the broker countersigned
+	Hops         []actor.Hop        `json:"hops"`             // from the user to the presenter
+	Token        *actor.ChainID     `json:"token,omitempty"`
+	// Cap is the authorization_details of the token, or of the newest grant where there is no token.
+	Cap     actor.Details `json:"authorization_details,omitempty"`
+	Expires time.Time     `json:"expires"`
+	// Verification is the digest of the evidence that [Log.PutCredential] kept: the exact bytes and what
+	// they were verified with.
+	Verification Digest `json:"verification,omitempty"`
 
 	once sync.Once
 	json []byte
 	err  error
 }
 
-// User is the first hop.
-type User struct {
-	Issuer   string          `json:"iss"`
-	Subject  string          `json:"sub"`
-	Name     string          `json:"name,omitempty"` // as the identity provider shows it; for people only
-	Session  string          `json:"sid,omitempty"`
-	AuthTime *time.Time      `json:"auth_time,omitempty"`
-	ACR      string          `json:"acr,omitempty"`
-	Roles    []string        `json:"roles,omitempty"`
-	Grade    string          `json:"grade"` // `verified` (nonce and login key) or `asserted` (the broker's word)
-	Purpose  string          `json:"purpose,omitempty"`
-	GrantID  string          `json:"grant_jti,omitempty"`
-	Cap      json.RawMessage `json:"cap,omitempty"`
-	Left     *int            `json:"left,omitempty"`
-	Expires  *time.Time      `json:"exp,omitempty"`
+// FromChain makes the record form of a chain that a proxy verified. verification is what PutCredential returned.
+func FromChain(c *actor.Chain, verification Digest) *Chain {
+	out := &Chain{
+		Txn: c.Txn, User: c.User, SID: c.SID, AuthTime: timeOrNil(c.AuthTime), ACR: c.ACR, Roles: slices.Clone(c.Roles),
+		Purpose: c.Purpose, RootEvidence: c.RootEvidence, Mesh: c.Mesh, Target: c.Target.String(),
+		Hops: slices.Clone(c.Hops), Cap: c.Details, Expires: c.Expires.UTC(), Verification: verification,
+	}
+	token := c.Token
+	out.Token = &token
+	return out
 }
 
-// Hop is one agent and the grant that it got, and what that grant still allowed.
-type Hop struct {
-	ID      string          `json:"id"`    // SPIFFE ID
-	Grade   string          `json:"grade"` // `attested` or `asserted`, by the issuer
-	Purpose string          `json:"purpose,omitempty"`
-	GrantID string          `json:"grant_jti,omitempty"` // the grant that named this agent
-	Cap     json.RawMessage `json:"cap,omitempty"`       // ceiling in that grant
-	Left    *int            `json:"left,omitempty"`      // delegations still allowed by that grant
-	Expires *time.Time      `json:"exp,omitempty"`       // end of that grant
-	Serial  string          `json:"serial,omitempty"`    // serial number of the SVID, hex
+// FromSubject makes the record form of a subject that a broker verified, for its records about exchanges. txn stands in for
+// the one of a session without a user grant.
+func FromSubject(s *actor.Subject, mesh, txn string) *Chain {
+	out := &Chain{
+		Txn: s.Txn, User: s.User, SID: s.SID, AuthTime: timeOrNil(s.AuthTime), ACR: s.ACR, Purpose: s.Purpose,
+		RootEvidence: actor.RootVerified, Mesh: mesh, Hops: slices.Clone(s.Hops), Cap: s.Cap, Expires: s.Expires.UTC(),
+	}
+	if s.Bare {
+		out.RootEvidence = actor.RootBroker
+	}
+	if out.Txn == "" {
+		out.Txn = txn
+	}
+	return out
 }
 
 // MarshalJSON encodes the chain once and keeps the bytes.
@@ -65,10 +71,29 @@ func (c *Chain) MarshalJSON() ([]byte, error) { return c.encoded() }
 func (c *Chain) encoded() ([]byte, error) {
 	c.once.Do(func() {
 		type plain Chain
-		c.json, c.err = compactJSON((*plain)(c))
-		if c.err == nil && (c.Txn == "" || c.User.Subject == "") {
-			c.err = errors.New("no txn or no user")
+		if c.err = c.check(); c.err == nil {
+			c.json, c.err = compactJSON((*plain)(c))
 		}
 	})
 	return c.json, c.err
+}
+
+func (c *Chain) check() error {
+	switch {
+	case c.Txn == "":
+		return errors.New("no txn")
+	case c.User.Subject == "":
+		return errors.New("no user")
+	case len(c.Hops) == 0 || c.Hops[0].Kind != actor.HopUser:
+		return errors.New("the first hop isn't the user")
+	}
+	return nil
+}
+
+func timeOrNil(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.UTC()
+	return &t
 }

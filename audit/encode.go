@@ -120,6 +120,9 @@ func ParseRecord(data []byte) (*Record, error) {
 		if err := strictjson.Unmarshal(w.Chain, r.Chain); err != nil {
 			return nil, fmt.Errorf("audit record %s: chain: %w", w.ID, err)
 		}
+		if err := r.Chain.check(); err != nil {
+			return nil, fmt.Errorf("audit record %s: chain: %w", w.ID, err)
+		}
 	}
 	if r.Event = newEvent(w.Type); r.Event == nil {
 		return nil, fmt.Errorf("audit record %s: unknown type %q", w.ID, clip(string(w.Type), 40))

@@ -44,11 +44,11 @@ func (b *Bytes) UnmarshalText(text []byte) (err error) {
 
 // Evidence kinds.
 const (
-	KindCredential = "credential"         // the exact bytes that an agent presented
-	KindBundle     = "trust_bundle"       // SPIFFE bundle document (JWKS form) of one trust domain
-	KindTokenKeys  = "token_keys"         // the broker's token keys as the proxy got them, with their certificate
-	KindIDPKeys    = "identity_provider"  // JWKS of an identity provider
-	KindContext    = "verification_input" // what else a verification depended on: mesh, target, limits
+	KindCredential   = "credential"    // the exact bytes that an agent presented
+	KindCertificate  = "certificate"   // DER, of a presenter's path or of a trust bundle
+	KindKeyStatement = "key_statement" // by which the certifying key vouches for a token key
+	KindIdentityKeys = "identity_keys" // JWKS of an identity provider
+	KindVerification = "verification"  // names all of these for one verified credential
 )
 
 // Evidence keeps exact bytes, once, under their digest.

@@ -204,21 +204,30 @@ func (l *Log) recordLimit() int { return int(min(maxRecord, l.cfg.SegmentSize/4)
 
 // PutEvidence keeps data under its digest and returns when it is durable. The same bytes are kept once.
 func (l *Log) PutEvidence(ctx context.Context, kind string, data []byte) (Digest, error) {
-	if len(data) > maxEvidence {
-		return "", fmt.Errorf("%w: evidence of %d bytes, at most %d", ErrTooLarge, len(data), maxEvidence)
+	d, p := l.submitEvidence(kind, "", data)
+	if p == nil {
+		return d, l.Err()
 	}
+	if _, err := p.Receipt(ctx); err != nil {
+		return "", fmt.Errorf("keeping evidence %s: %w", kind, err)
+	}
+	return d, nil
+}
+
+// submitEvidence returns the digest of data, and what to wait for unless it is durable already.
+func (l *Log) submitEvidence(kind, txn string, data []byte) (Digest, *Pending) {
 	d := DigestOf(data)
+	if len(data) > maxEvidence {
+		p := &Pending{done: make(chan struct{})}
+		return d, p.fail(fmt.Errorf("%w: evidence of %d bytes, at most %d", ErrTooLarge, len(data), maxEvidence))
+	}
 	l.keptMu.Lock()
 	have := l.kept[d]
 	l.keptMu.Unlock()
 	if have {
-		return d, l.Err()
+		return d, nil
 	}
-	_, err := l.submit(Record{Event: &Evidence{Kind: kind, Digest: d, Data: data}}, d).Receipt(ctx)
-	if err != nil {
-		return "", fmt.Errorf("keeping evidence %s: %w", kind, err)
-	}
-	return d, nil
+	return d, l.submit(Record{Txn: txn, Event: &Evidence{Kind: kind, Digest: d, Data: data}}, d)
 }
 
 // keep remembers that the evidence d is durable; the oldest are forgotten, and then kept once more.

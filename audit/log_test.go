@@ -11,8 +11,11 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"go.uber.org/goleak"
 
+	"github.com/deputymesh/deputy/actor"
 	"github.com/deputymesh/deputy/audit"
 	"github.com/deputymesh/deputy/audit/audittest"
 )
@@ -22,18 +25,35 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
+// testChain is alice, her planner, and the researcher that the planner started.
 func testChain(txn string) *audit.Chain {
-	left3, left2 := 3, 2
-	exp := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+	planner, err := actor.AgentIDFromString("spiffe://test.invalid/agent/planner/0123456789abcdef0123456789abcdef")
+	if err != nil {
+		panic(err)
+	}
+	researcher, err := planner.Child("researcher", "fedcba9876543210fedcba9876543210")
+	if err != nil {
+		panic(err)
+	}
+	target := spiffeid.RequireFromString("spiffe://test.invalid/target/orders-db")
+	may := func(actions ...string) actor.Details {
+		return actor.Details{actor.PostgresDetail{Locations: []spiffeid.ID{target}, Actions: actions, Databases: []string{"orders"}}}
+	}
+	at := time.Date(2026, 11, 23, 11, 0, 0, 0, time.UTC)
+	user := actor.SubjectID{Issuer: "https://idp.test.invalid", Subject: "alice"}
 	return &audit.Chain{
-		Txn:  txn,
-		User: audit.User{Issuer: "https://idp.test.invalid", Subject: "alice", Grade: "verified", Cap: []byte(`[{"type":"postgres","actions":["select","update"]}]`), Left: &left3, Expires: &exp},
-		Hops: []audit.Hop{
-			{ID: "spiffe://test.invalid/agent/planner/0123456789abcdef0123456789abcdef", Grade: "attested", Cap: []byte(`[{"type":"postgres","actions":["select"]}]`), Left: &left2, Expires: &exp},
-			{ID: "spiffe://test.invalid/agent/planner/0123456789abcdef0123456789abcdef/researcher/fedcba9876543210fedcba9876543210", Grade: "asserted"},
+		Txn: txn, User: user, SID: "sid-1", AuthTime: &at, Roles: []string{"analyst"}, Purpose: "q3 refunds",
+		RootEvidence: actor.RootVerified, Mesh: "https://broker.test.invalid", Target: target.String(),
+		Hops: []actor.Hop{
+			{Kind: actor.HopUser, ID: user.String(), Grade: actor.Attested, Grant: &actor.HopGrant{
+				Issuer: user.Issuer, ID: "grant-1", Delegate: planner, Purpose: "q3 refunds", Cap: may("select", "update"), Left: 3, IssuedAt: at, Expires: at.Add(8 * time.Hour)}},
+			{Kind: actor.HopAgent, ID: planner.String(), Grade: actor.Attested, Grant: &actor.HopGrant{
+				Issuer: planner.String(), ID: "grant-2", Delegate: researcher, Purpose: "read", Cap: may("select"), Left: 1, IssuedAt: at, Expires: at.Add(time.Hour),
+				Narrowed: []string{"may: select (before: select,update)"}}},
+			{Kind: actor.HopAgent, ID: researcher.String(), Grade: actor.Asserted},
 		},
-		Audience: "spiffe://test.invalid/target/orders-db",
-		Expires:  &exp,
+		Token: &actor.ChainID{Issuer: "https://broker.test.invalid", ID: "token-1", KeyID: "key-1", IssuedAt: at, Expires: at.Add(5 * time.Minute)},
+		Cap:   may("select"), Expires: at.Add(5 * time.Minute),
 	}
 }
 
@@ -82,8 +102,8 @@ func TestAppendedRecordsReadBack(t *testing.T) {
 	if diff := cmp.Diff(allow(nil).Event, d.Event); diff != "" {
 		t.Errorf("decision (-want +got):\n%s", diff)
 	}
-	if got, want := len(d.Chain.Hops), 2; got != want {
-		t.Errorf("hops on the record: %d, want %d", got, want)
+	if diff := cmp.Diff(chain, d.Chain, cmpopts.IgnoreUnexported(audit.Chain{}), cmpopts.EquateComparable(actor.AgentID{}, spiffeid.ID{}), cmpopts.IgnoreFields(actor.Hop{}, "Agent")); diff != "" {
+		t.Errorf("chain (-want +got):\n%s", diff)
 	}
 	if records[3].Decision != rcpt.RecordID {
 		t.Errorf("completed refers to %s, want %s", records[3].Decision, rcpt.RecordID)
@@ -114,7 +134,7 @@ func TestRecordsThatAreRefused(t *testing.T) {
 		"no event":               {},
 		"decision w/o effect":    {Event: &audit.Decision{Target: "t", Action: "a"}},
 		"refusal w/o class":      {Event: &audit.Decision{Effect: audit.Refuse, Target: "t", Action: "a"}},
-		"chain w/o txn":          {Chain: &audit.Chain{User: audit.User{Subject: "a"}}, Event: &audit.Forwarded{}},
+		"chain w/o txn":          {Chain: &audit.Chain{User: actor.SubjectID{Subject: "a"}}, Event: &audit.Forwarded{}},
 		"evidence of other data": {Event: &audit.Evidence{Kind: "credential", Digest: audit.DigestOf([]byte("a")), Data: []byte("b")}},
 		"result of no kind":      {Event: &audit.Spawn{Name: "planner", Result: "maybe"}},
 	} {
