@@ -29,11 +29,13 @@ type rule struct {
 // Check compiles a source and returns every fault it finds, in the order of the files; nil means that
 // the set would load. The error, if any, joins [*Problem] values.
 func Check(s Source) error {
-	_, err := compile(s)
+	_, err := Compile(s)
 	return err
 }
 
-func compile(s Source) (*Set, error) {
+// Compile loads a source that nobody signed, for checking and explaining it. What enforces loads signed
+// sets only, with [Open].
+func Compile(s Source) (*Set, error) {
 	if err := s.check(); err != nil {
 		return nil, err
 	}
@@ -179,6 +181,10 @@ func (s *Set) lintEntity(uid types.EntityUID) string {
 		if _, ok := s.source.Targets[r.Target]; !ok {
 			return fmt.Sprintf("%s: %q is not among the set's targets (%s)", uid, r.Target, strings.Join(sortedKeys(s.source.Targets), ", "))
 		}
+	case typeGrade, typeEvidence:
+		if values := s.vocabulary.enums[uid.Type]; !slices.Contains(values, uid) {
+			return fmt.Sprintf("%s is none of the values %v", uid, values)
+		}
 	case typeUser:
 		if iss, sub, ok := strings.Cut(string(uid.ID), "#"); !ok || iss == "" || sub == "" {
 			return fmt.Sprintf("%s should read <issuer>#<subject>", uid)
@@ -219,14 +225,15 @@ func targetEntities(targets map[string]Target) types.EntityMap {
 	return out
 }
 
-// cedarPlace finds the position in Cedar's messages: `parse error at <input>:3:7 "x": …`.
-var cedarPlace = regexp.MustCompile(`(?:<input>)?:?(\d+):(\d+)`)
+// cedarPlace is the position in Cedar's messages: `parse error at <input>:3:7 "x": …`.
+var cedarPlace = regexp.MustCompile(`(?:parse error at )?(?:<input>:)?(\d+):(\d+):? ?`)
 
 func syntaxProblem(file string, err error) *Problem {
 	p := &Problem{File: file, What: strings.TrimPrefix(err.Error(), "parser error: ")}
 	if m := cedarPlace.FindStringSubmatch(p.What); m != nil {
 		p.Line, _ = strconv.Atoi(m[1])
 		p.Column, _ = strconv.Atoi(m[2])
+		p.What = "after " + strings.Replace(p.What, m[0], "", 1)
 	}
 	return p
 }

@@ -11,7 +11,7 @@
 //   - An error while a policy is evaluated is a refusal. Cedar itself skips a forbid that errors, which
 //     would turn a fault into a permission.
 //   - The action index is a shortcut only: it finds the same policies as the full set.
-//   - Facts about the chain are computed in one place, [NewSubject]; Cedar has no quantifiers.
+//   - Facts about the chain are computed in one place, [NewSubjectFromFacts]; Cedar has no quantifiers.
 //   - Obligations of all matching permits apply together: every mask, the smallest limit, the fullest
 //     recording.
 package policy

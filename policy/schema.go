@@ -44,6 +44,8 @@ type vocabulary struct {
 	// applies holds the actions that a request can name (groups are left out), with the resource types
 	// they apply to.
 	applies map[types.EntityUID][]types.EntityType
+	// enums holds the values of the enumerations; Cedar's validator doesn't check them in conditions.
+	enums map[types.EntityType][]types.EntityUID
 }
 
 var loadVocabulary = sync.OnceValues(func() (*vocabulary, error) {
@@ -64,6 +66,10 @@ func newVocabulary(r *resolved.Schema) *vocabulary {
 		validator: validate.New(r, validate.WithStrict()),
 		actions:   types.EntityMap{},
 		applies:   map[types.EntityUID][]types.EntityType{},
+		enums:     map[types.EntityType][]types.EntityUID{},
+	}
+	for name, e := range r.Enums {
+		v.enums[name] = e.Values
 	}
 	for uid, a := range r.Actions {
 		v.actions[uid] = a.Entity

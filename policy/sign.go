@@ -53,7 +53,7 @@ func Sign(key *ecdsa.PrivateKey, s Source) (string, error) {
 	if key == nil || key.Curve != elliptic.P256() {
 		return "", errors.New("signing a policy set: the key must be an ECDSA key on P-256")
 	}
-	if _, err := compile(s); err != nil {
+	if _, err := Compile(s); err != nil {
 		return "", fmt.Errorf("signing policy set %d: %w", s.Version, err)
 	}
 	w := wireSource{Version: int64(s.Version), Schema: s.Schema, IssuedAt: s.IssuedAt, Files: []wireFile{}, Targets: []wireTarget{}}
@@ -111,7 +111,7 @@ func Open(signed string, keys []*ecdsa.PublicKey, lowest uint64) (*Set, error) {
 	if source.Version < lowest {
 		return nil, fmt.Errorf("opening the policy set: %w (version %d, in force was %d)", ErrRollback, source.Version, lowest)
 	}
-	set, err := compile(source)
+	set, err := Compile(source)
 	if err != nil {
 		return nil, fmt.Errorf("opening policy set %d: %w", source.Version, err)
 	}

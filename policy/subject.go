@@ -8,7 +8,8 @@ import (
 	"time"
 
 	"github.com/cedar-policy/cedar-go/types"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/deputymesh/deputy/actor"
 )
 
 // Facts is what policies may know of a chain. [FactsOf] takes them from a verified chain; written out as
@@ -32,6 +33,8 @@ type Facts struct {
 type User struct {
 	Issuer  string `json:"iss"`
 	Subject string `json:"sub"`
+	// Grade of the user hop: "attested" if the identity provider vouched for the key that signed it.
+	Grade string `json:"grade"`
 }
 
 // Agent is one actor of the chain with its grade.
@@ -50,10 +53,42 @@ type Subject struct {
 }
 
 const (
-	agentPrefix = "/agent/"
-	maxAgents   = 64
-	maxRoles    = 256
+	maxAgents = 64
+	maxRoles  = 256
 )
+
+// FactsOf takes the facts from a verified chain.
+func FactsOf(c *actor.Chain) (Facts, error) {
+	if c == nil || len(c.Hops) < 2 || c.Hops[0].Kind != actor.HopUser {
+		return Facts{}, errors.New("the chain doesn't start with a user")
+	}
+	f := Facts{
+		User:  User{Issuer: c.User.Issuer, Subject: c.User.Subject, Grade: string(c.Hops[0].Grade)},
+		Roles: c.Roles, ACR: c.ACR, RootEvidence: string(c.RootEvidence),
+		TrustDomain: c.Target.TrustDomain().Name(),
+		SignedIn:    c.AuthTime, Started: c.AuthTime, Issued: c.Token.IssuedAt,
+	}
+	// Policies read the user's purpose only; without a user grant the user stated none.
+	if g := c.Hops[0].Grant; g != nil {
+		f.Started, f.Purpose = g.IssuedAt, g.Purpose
+	}
+	for _, h := range c.Hops[1:] {
+		if h.Kind != actor.HopAgent {
+			return Facts{}, fmt.Errorf("hop %s is no agent", h.ID)
+		}
+		f.Agents = append(f.Agents, Agent{ID: h.Agent.String(), Grade: string(h.Grade)})
+	}
+	return f, nil
+}
+
+// NewSubject prepares a verified chain for decisions.
+func NewSubject(c *actor.Chain) (*Subject, error) {
+	f, err := FactsOf(c)
+	if err != nil {
+		return nil, err
+	}
+	return NewSubjectFromFacts(f)
+}
 
 // NewSubjectFromFacts computes everything that policies read about a chain. It is the one place where
 // facts that need a quantifier ("every agent…") are worked out, since Cedar has none.
@@ -77,18 +112,17 @@ func NewSubjectFromFacts(f Facts) (*Subject, error) {
 	}
 	var paths, ids []types.Value
 	var names []string
-	lowest := "attested"
+	lowest, err := lower("attested", f.User.Grade)
+	if err != nil {
+		return nil, fmt.Errorf("the user: %w", err)
+	}
 	for _, a := range f.Agents {
 		path, err := AgentPath(a.ID, f.TrustDomain)
 		if err != nil {
 			return nil, err
 		}
-		switch a.Grade {
-		case "attested":
-		case "asserted":
-			lowest = "asserted"
-		default:
-			return nil, fmt.Errorf("agent %s: unknown grade %q", a.ID, a.Grade)
+		if lowest, err = lower(lowest, a.Grade); err != nil {
+			return nil, fmt.Errorf("agent %s: %w", a.ID, err)
 		}
 		names = append(names, path)
 		paths = append(paths, types.String(path))
@@ -128,6 +162,17 @@ func NewSubjectFromFacts(f Facts) (*Subject, error) {
 	return s, nil
 }
 
+// lower is the lower one of two grades; one that isn't known is an error, never the lower one.
+func lower(a, b string) (string, error) {
+	switch b {
+	case "attested":
+		return a, nil
+	case "asserted":
+		return b, nil
+	}
+	return "", fmt.Errorf("unknown grade %q", b)
+}
+
 // context is the chain part of a request's context, with the ages as they are now.
 func (s *Subject) context(now time.Time) types.Record {
 	m := make(types.RecordMap, len(s.fixed)+3)
@@ -152,24 +197,17 @@ func age(now, then time.Time) types.Long {
 // AgentPath is the name of an agent in policies: its path of names, without the instances. An agent whose
 // trust domain isn't home gets it in front, so that nobody from elsewhere bears a name of ours.
 func AgentPath(id, home string) (string, error) {
-	sid, err := spiffeid.FromString(id)
+	agent, err := actor.AgentIDFromString(id)
 	if err != nil {
-		return "", fmt.Errorf("agent %q: %w", id, err)
+		return "", err
 	}
-	rest, ok := strings.CutPrefix(sid.Path(), agentPrefix)
-	if !ok {
-		return "", fmt.Errorf("agent %q doesn't lie under %s", id, agentPrefix)
-	}
-	segments := strings.Split(rest, "/")
-	if len(segments)%2 != 0 {
-		return "", fmt.Errorf("agent %q: the path should read /agent/<name>/<instance>/…", id)
-	}
-	names := make([]string, 0, len(segments)/2)
-	for i := 0; i < len(segments); i += 2 {
-		names = append(names, segments[i])
+	segments := agent.Segments()
+	names := make([]string, len(segments))
+	for i, seg := range segments {
+		names[i] = seg.Name
 	}
 	path := strings.Join(names, "/")
-	if td := sid.TrustDomain().Name(); td != home {
+	if td := agent.TrustDomain().Name(); td != home {
 		path = "//" + td + "/" + path
 	}
 	return path, nil
