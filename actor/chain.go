@@ -1,6 +1,7 @@
 package actor
 
 import (
+	"encoding/json"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -75,6 +76,24 @@ type Hop struct {
 	// Grant is what this hop signed for the next one; nil for the last hop, and for
 	// a user without a user grant.
 	Grant *HopGrant `json:"grant,omitempty"`
+}
+
+// UnmarshalJSON reads a hop out of a record.
+func (h *Hop) UnmarshalJSON(data []byte) error {
+	type plain Hop
+	var p plain
+	if err := json.Unmarshal(data, &p); err != nil {
+		return err
+	}
+	if p.Kind == HopAgent {
+		a, err := AgentIDFromString(p.ID)
+		if err != nil {
+			return err
+		}
+		p.Agent = a
+	}
+	*h = Hop(p)
+	return nil
 }
 
 // HopGrant is the statement by which a hop passed authority on.

@@ -116,11 +116,17 @@ func splitParts(s string) ([]jws, error) {
 // user grant, then at most one ID token.
 func readLineage(parts []jws) (grants []Grant, user *UserGrant, idToken string, l lineage, err error) {
 	// The hop of a part is known once it is known how the lineage ends.
+	types := make([]string, len(parts))
+	for i, p := range parts {
+		if types[i], err = p.peekType(); err != nil {
+			return nil, nil, "", l, err
+		}
+	}
 	n := 0
-	for n < len(parts) && parts[n].peekType() == TypeGrant {
+	for n < len(parts) && types[n] == TypeGrant {
 		n++
 	}
-	rest := parts[n:]
+	rest, types := parts[n:], types[n:]
 	for i, p := range parts[:n] {
 		g, err := readGrant(p)
 		if err != nil {
@@ -128,20 +134,20 @@ func readLineage(parts []jws) (grants []Grant, user *UserGrant, idToken string, 
 		}
 		grants, l.grants = append(grants, g), append(l.grants, p)
 	}
-	if len(rest) > 0 && rest[0].peekType() == TypeUserGrant {
+	if len(rest) > 0 && types[0] == TypeUserGrant {
 		u, err := readUserGrant(rest[0])
 		if err != nil {
 			return nil, nil, "", l, atHop(0, err)
 		}
-		user, l.userGrant, rest = &u, rest[0], rest[1:]
+		user, l.userGrant, rest, types = &u, rest[0], rest[1:], types[1:]
 	}
 	if len(rest) > 0 {
-		switch rest[0].peekType() {
+		switch types[0] {
 		case TypeGrant, TypeUserGrant, TypeToken:
-			return nil, nil, "", l, refuse(ClassOrder, "%s in the wrong place", rest[0].peekType())
+			return nil, nil, "", l, refuse(ClassOrder, "%s in the wrong place", types[0])
 		}
 		if len(rest) > 1 {
-			return nil, nil, "", l, refuse(ClassHeaderType, "typ %q is none of a grant", rest[0].peekType())
+			return nil, nil, "", l, refuse(ClassHeaderType, "typ %q is none of a grant", types[0])
 		}
 		if err := checkIDToken(rest[0]); err != nil {
 			return nil, nil, "", l, err

@@ -157,7 +157,11 @@ func Narrow(previous string, n Narrowing) (Grant, error) {
 		return Grant{}, err
 	}
 	var before Grant
-	if j.peekType() == TypeUserGrant {
+	typ, err := j.peekType()
+	if err != nil {
+		return Grant{}, err
+	}
+	if typ == TypeUserGrant {
 		u, err := readUserGrant(j)
 		if err != nil {
 			return Grant{}, err

@@ -11,6 +11,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -108,10 +109,13 @@ func (j jws) readHeader(typ, keyMember string) (header, error) {
 	return h, nil
 }
 
-// peekType is the typ of a statement that may be anybody's.
-func (j jws) peekType() string {
-	typ, _ := strictjson.StringMember(j.header, "typ")
-	return typ
+// peekType is the typ of a statement that may be anybody's; "" if it has none.
+func (j jws) peekType() (string, error) {
+	typ, err := strictjson.StringMember(j.header, "typ")
+	if err != nil && !errors.Is(err, strictjson.ErrMissing) {
+		return "", jsonError(err)
+	}
+	return typ, nil
 }
 
 // verify checks the signature over the exact bytes.

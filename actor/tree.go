@@ -73,6 +73,10 @@ func (c *Chain) Tree(w io.Writer) error {
 			mark = "└─ "
 		}
 		name := h.ID
+		if i > 0 && h.Agent.IsDirectChildOf(c.Hops[i-1].Agent) {
+			last := h.Agent.Segments()[h.Agent.Depth()-1]
+			name = "…/" + last.Name + "/" + last.Instance
+		}
 		if h.Kind == HopUser {
 			name = fmt.Sprintf("%s (signed in at %s)", c.User.Subject, c.User.Issuer)
 		}
@@ -86,7 +90,8 @@ func (c *Chain) Tree(w io.Writer) error {
 			for _, text := range h.grantText() {
 				fmt.Fprintf(&b, "%s%s%s\n", deeper, line, text)
 			}
-		} else if i == len(c.Hops)-1 {
+		}
+		if i == len(c.Hops)-1 {
 			fmt.Fprintf(&b, "%s   may: %s\n%s   at:  %s\n", deeper, c.Details, deeper, c.Target)
 		}
 	}

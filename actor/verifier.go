@@ -162,7 +162,10 @@ func (v *Verifier) Verify(ctx context.Context, peer []*x509.Certificate, credent
 	if err := steps.token(c); err != nil { // 3, 4, 5
 		return nil, err
 	}
-	if err := steps.grants(c.Token.Txn, c.Token.Subject); err != nil { // 6
+	if err := steps.head(c.Token); err != nil { // 6
+		return nil, err
+	}
+	if err := steps.grants(c.Token.Txn, c.Token.Subject); err != nil {
 		return nil, err
 	}
 	if err := steps.tokenWithin(c.Token); err != nil {
@@ -172,7 +175,7 @@ func (v *Verifier) Verify(ctx context.Context, peer []*x509.Certificate, credent
 	if err != nil {
 		return nil, err
 	}
-	hops, err := steps.hops(root.evidence) // 8
+	hops, err := steps.hops(c.Token.Subject, root.evidence) // 8
 	if err != nil {
 		return nil, err
 	}

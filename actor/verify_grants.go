@@ -23,8 +23,9 @@ type verification struct {
 }
 
 type presenter struct {
-	agent AgentID
-	leaf  *x509.Certificate
+	agent  AgentID
+	leaf   *x509.Certificate
+	window window
 }
 
 func (s *verification) setGrants(newestFirst []Grant) {
@@ -45,14 +46,15 @@ func (v *Verifier) peer(chain []*x509.Certificate, now time.Time) (presenter, er
 	if id.TrustDomain() != v.cfg.TrustDomain {
 		return presenter{}, refuse(ClassPeerTrustDomain, "the peer %s is not in %s", id, v.cfg.TrustDomain)
 	}
-	if _, err := v.path(chain, now); err != nil {
+	w, err := v.path(chain, now)
+	if err != nil {
 		return presenter{}, wrap(ClassPeerCertificate, err)
 	}
 	agent, err := ParseAgentID(id)
 	if err != nil {
 		return presenter{}, err
 	}
-	return presenter{agent, chain[0]}, nil
+	return presenter{agent, chain[0], w}, nil
 }
 
 // path verifies an SVID against the bundle of our own trust domain.

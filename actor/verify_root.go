@@ -72,12 +72,12 @@ func (s *verification) sessionAge(authTime time.Time) error {
 }
 
 // hops reads the grades, step 8, and puts the hops together, root first.
-func (s *verification) hops(evidence RootEvidence) ([]Hop, error) {
-	hops := []Hop{{Kind: HopUser, Grade: Asserted}}
+func (s *verification) hops(who SubjectID, evidence RootEvidence) ([]Hop, error) {
+	hops := []Hop{{Kind: HopUser, ID: who.String(), Grade: Asserted}}
 	user := &hops[0]
 	var before Details
 	if u := s.user; u != nil {
-		user.ID, user.Key = u.Subject.String(), NonceFor(u.LoginKey)
+		user.Key = NonceFor(u.LoginKey)
 		if evidence == RootVerified {
 			user.Grade = Attested
 		}
@@ -166,14 +166,13 @@ func (s *verification) subject(ctx context.Context, raw string) (*Subject, error
 	if !out.Bare {
 		evidence = RootVerified
 	}
-	if out.Hops, err = s.hops(evidence); err != nil {
+	if out.Hops, err = s.hops(who, evidence); err != nil {
 		return nil, err
 	}
-	out.Hops[0].ID = who.String()
 	if last, ok := s.newest(); ok {
 		out.Cap, out.Left, out.Head = last.cap, last.left, last.hash
 	}
-	s.limits.certificate(s.peer.leaf.NotAfter)
+	s.limits.certificate(s.peer.window.notAfter)
 	out.Expires = s.limits.expires()
 	if err := checkRevocations(s.v.cfg.Revocations, out.RevocationKeys()); err != nil {
 		return nil, err

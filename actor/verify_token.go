@@ -64,7 +64,7 @@ func (s *verification) presented(c Credential) error {
 	case subtle.ConstantTimeCompare([]byte(c.Token.Certificate), []byte(CertificateHash(s.peer.leaf))) != 1:
 		return refuse(ClassPresenterBinding, "the token is bound to another certificate; exchange again after a rotation")
 	}
-	s.limits.certificate(s.peer.leaf.NotAfter)
+	s.limits.certificate(s.peer.window.notAfter)
 	return nil
 }
 
@@ -126,6 +126,14 @@ func (s *verification) newest() (link, bool) {
 		return link{true, s.user.Delegate, Hash(s.user.Statement), s.user.Left, s.user.Expires, s.user.Cap}, true
 	}
 	return link{}, false
+}
+
+// head begins step 6: the token names the newest grant, or says that there is none.
+func (s *verification) head(t Token) error {
+	if last, _ := s.newest(); t.Head != last.hash {
+		return refuse(ClassGrantHead, "head is not the hash of the newest grant")
+	}
+	return nil
 }
 
 // tokenWithin ends step 6: the token itself is the last narrowing.
