@@ -1,0 +1,239 @@
+package idp
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	jose "github.com/go-jose/go-jose/v4"
+
+	"github.com/deputymesh/deputy/actor"
+	"github.com/deputymesh/deputy/internal/strictjson"
+)
+
+// VerifyIDToken implements actor.IdentityTokens: signature, algorithm, issuer and audience. Expiry is
+// for the caller. It does no I/O.
+func (v *Verifier) VerifyIDToken(ctx context.Context, raw string) (actor.IdentityClaims, error) {
+	var none actor.IdentityClaims
+	header, payload, err := split(raw)
+	if err != nil {
+		return none, err
+	}
+	// typ tells an ID token from every other kind of JWT that the provider signs with the same keys.
+	if typ, err := strictjson.StringMember(header, "typ"); err == nil && !strings.EqualFold(typ, "JWT") {
+		return none, fmt.Errorf("typ %q is not an ID token's", typ)
+	}
+	iss, err := strictjson.StringMember(payload, "iss")
+	if err != nil {
+		return none, fmt.Errorf("reading iss: %w", err)
+	}
+	p, ok := v.providers[iss]
+	if !ok {
+		return none, fmt.Errorf("%q is not a configured identity provider", iss)
+	}
+	token, err := p.verifier.Verify(ctx, raw)
+	if err != nil {
+		return none, err
+	}
+	var claims map[string]json.RawMessage
+	if err := token.Claims(&claims); err != nil {
+		return none, err
+	}
+	// go-oidc matches member names without regard to case; what it read must be what stands there.
+	c := reader{claims: claims}
+	out := actor.IdentityClaims{
+		Issuer: iss, Subject: c.text("sub", true), Nonce: c.text("nonce", false), SID: c.text("sid", false),
+		ACR: c.text("acr", false), AuthTime: c.time("auth_time", false), IssuedAt: c.time("iat", true),
+		Expires: c.time("exp", true), Payload: payload,
+	}
+	azp := c.text("azp", false)
+	if c.err != nil {
+		return none, c.err
+	}
+	switch {
+	case token.Issuer != out.Issuer || token.Subject != out.Subject || token.Nonce != out.Nonce ||
+		!token.Expiry.Equal(out.Expires):
+		return none, errors.New("the ID token's members can be read in two ways")
+	case out.Subject == "":
+		return none, errors.New("sub is empty")
+	case azp != "" && azp != p.ClientID:
+		return none, fmt.Errorf("azp is %q, want %q", azp, p.ClientID)
+	case len(token.Audience) > 1 && azp == "":
+		return none, fmt.Errorf("aud has %d entries and azp is missing", len(token.Audience))
+	case out.IssuedAt.After(v.cfg.Now().Add(actor.Skew)):
+		return none, errors.New("iat lies in the future")
+	}
+	// Who stole a key that was withdrawn can still date a token back, but not make it fresh.
+	if seen, published := p.lastSeen(raw); !published && out.IssuedAt.After(seen) {
+		return none, errors.New("it was issued after its key was withdrawn")
+	}
+	return out, nil
+}
+
+// VerifySignature implements oidc.KeySet with the keys of this provider alone.
+func (p *provider) VerifySignature(_ context.Context, raw string) ([]byte, error) {
+	payload, _, err := p.verify(raw)
+	return payload, err
+}
+
+func (p *provider) lastSeen(raw string) (seen time.Time, published bool) {
+	_, key, err := p.verify(raw)
+	if err != nil {
+		return time.Time{}, false
+	}
+	return key.seen, key.published
+}
+
+func (p *provider) verify(raw string) ([]byte, datedKey, error) {
+	var accepted []jose.SignatureAlgorithm
+	for _, a := range p.Algorithms {
+		accepted = append(accepted, jose.SignatureAlgorithm(a))
+	}
+	signed, err := jose.ParseSignedCompact(raw, accepted)
+	if err != nil {
+		return nil, datedKey{}, fmt.Errorf("reading the ID token: %w", err)
+	}
+	h := signed.Signatures[0].Header
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	if len(p.keys) == 0 {
+		return nil, datedKey{}, fmt.Errorf("no keys of %s are known yet", p.Issuer)
+	}
+	for _, k := range p.keys {
+		if h.KeyID != "" && k.KeyID != h.KeyID || !fits(k.JSONWebKey, h.Algorithm) {
+			continue
+		}
+		if payload, err := signed.Verify(k.Key); err == nil {
+			return payload, k, nil
+		}
+	}
+	return nil, datedKey{}, fmt.Errorf("no known key of %s verifies the ID token (kid %.64q)", p.Issuer, h.KeyID)
+}
+
+// fits holds one key to one algorithm, and to the curve or family that it needs.
+func fits(k jose.JSONWebKey, alg string) bool {
+	if k.Algorithm != "" && k.Algorithm != alg {
+		return false
+	}
+	switch key := k.Key.(type) {
+	case *ecdsa.PublicKey:
+		return alg == "ES256" && key.Curve == elliptic.P256() || alg == "ES384" && key.Curve == elliptic.P384()
+	case *rsa.PublicKey:
+		return (alg == "RS256" || alg == "PS256") && key.N.BitLen() >= minRSABits
+	case ed25519.PublicKey:
+		return alg == "EdDSA"
+	}
+	return false
+}
+
+// usable drops keys that are for encryption, private or of another kind.
+func usable(keys []jose.JSONWebKey) []jose.JSONWebKey {
+	return slices.DeleteFunc(slices.Clone(keys), func(k jose.JSONWebKey) bool {
+		if k.Use != "" && k.Use != "sig" || !k.IsPublic() || !k.Valid() {
+			return true
+		}
+		return !slices.ContainsFunc(algorithms, func(a string) bool {
+			k.Algorithm = ""
+			return fits(k, a)
+		})
+	})
+}
+
+func sameKey(a, b jose.JSONWebKey) bool {
+	if a.KeyID != b.KeyID || a.Algorithm != b.Algorithm {
+		return false
+	}
+	x, errX := a.MarshalJSON()
+	y, errY := b.MarshalJSON()
+	return errX == nil && errY == nil && bytes.Equal(x, y)
+}
+
+// split reads header and payload of a compact JWS strictly.
+func split(raw string) (header, payload []byte, err error) {
+	if len(raw) > actor.MaxSize {
+		return nil, nil, fmt.Errorf("ID token of %d bytes: at most %d are read", len(raw), actor.MaxSize)
+	}
+	parts := strings.Split(raw, ".")
+	if len(parts) != 3 {
+		return nil, nil, errors.New("the ID token is no compact JWS")
+	}
+	if header, err = strictjson.DecodeBase64URL(parts[0]); err == nil {
+		payload, err = strictjson.DecodeBase64URL(parts[1])
+	}
+	if err == nil {
+		_, err = strictjson.DecodeBase64URL(parts[2])
+	}
+	if err == nil {
+		err = errors.Join(strictjson.Check(header), strictjson.Check(payload))
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading the ID token: %w", err)
+	}
+	for _, m := range []string{"jku", "x5u", "x5c", "jwk", "crit", "b64", "zip"} {
+		if strictjson.HasMember(header, m) {
+			return nil, nil, fmt.Errorf("%s is not allowed in an ID token's header", m)
+		}
+	}
+	return header, payload, nil
+}
+
+// reader takes members by their exact names and keeps the first failure.
+type reader struct {
+	claims map[string]json.RawMessage
+	err    error
+}
+
+func (r *reader) text(name string, required bool) (s string) {
+	r.read(name, required, &s)
+	return s
+}
+
+func (r *reader) time(name string, required bool) time.Time {
+	var n json.Number
+	r.read(name, required, &n)
+	if n == "" {
+		return time.Time{}
+	}
+	f, err := n.Float64()
+	if err != nil || f < 0 || f > 1<<37 {
+		r.fail(fmt.Errorf("%s is no time", name))
+		return time.Time{}
+	}
+	return time.Unix(int64(f), 0).UTC()
+}
+
+func (r *reader) read(name string, required bool, into any) {
+	raw, ok := r.claims[name]
+	if !ok {
+		if required {
+			r.fail(fmt.Errorf("%s is missing", name))
+		}
+		return
+	}
+	if raw[0] == 'n' {
+		r.fail(fmt.Errorf("%s is null", name))
+		return
+	}
+	if _, number := into.(*json.Number); number && raw[0] == '"' {
+		r.fail(fmt.Errorf("%s is a string, not a number", name))
+		return
+	}
+	if err := json.Unmarshal(raw, into); err != nil {
+		r.fail(fmt.Errorf("reading %s: %w", name, err))
+	}
+}
+
+func (r *reader) fail(err error) {
+	if r.err == nil {
+		r.err = err
+	}
+}
