@@ -51,6 +51,9 @@ func (s signer) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte
 	return s.PrivateKey.Sign(nil, digest, opts)
 }
 
+// detSigner is signer for keys on other curves.
+type detSigner = signer
+
 func keyFor(name string) signer {
 	sum := sha256.Sum256([]byte("deputy test key: " + name))
 	k, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), sum[:])
@@ -417,3 +420,5 @@ func newVerifier(t testing.TB, change ...func(*actor.Config)) *actor.Verifier {
 	}
 	return v
 }
+
+func unb64(s string) []byte { return must(base64.RawURLEncoding.DecodeString(s)) }
