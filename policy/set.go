@@ -58,7 +58,7 @@ func (s *Set) Version() uint64 { return s.source.Version }
 // IssuedAt is when the set was signed.
 func (s *Set) IssuedAt() time.Time { return time.Unix(s.source.IssuedAt, 0).UTC() }
 
-// Digest is the base64url SHA-256 of the signed set's payload; "" if the set was never signed.
+// Digest is "sha256:" and the hexadecimal SHA-256 of the signed payload; "" if the set was never signed.
 func (s *Set) Digest() string { return s.digest }
 
 // Names lists the policies, by @id or file and line, in the order of the files.

@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -116,7 +117,7 @@ func Open(signed string, keys []*ecdsa.PublicKey, lowest uint64) (*Set, error) {
 		return nil, fmt.Errorf("opening policy set %d: %w", source.Version, err)
 	}
 	sum := sha256.Sum256(payload)
-	set.digest = strictjson.EncodeBase64URL(sum[:])
+	set.digest = "sha256:" + hex.EncodeToString(sum[:])
 	return set, nil
 }
 

@@ -14,16 +14,17 @@ import (
 var ErrPassUsed = errors.New("the pass was used already; every command needs its own")
 
 // Pass allows one command, once. An engine calls Use before it forwards the command, Wait before the
-// first byte of the answer leaves, and Completed before the final message. All but Use may be called from
-// another goroutine than the one that forwards.
+// first byte of the answer leaves, and Completed before the final message. Wait, Forwarded and Completed
+// may be called from another goroutine than the one that forwards.
 type Pass struct {
 	session     *Session
+	verified    *verified
 	pending     *audit.Pending
-	durable     bool
 	obligations policy.Obligations
 	decided     time.Time
+	readOnly    bool
 	used        atomic.Bool
-	masked      atomic.Bool
+	durable     atomic.Bool
 	done        atomic.Bool
 }
 
@@ -52,22 +53,74 @@ func (p *Pass) RecordID() audit.RecordID { return p.pending.ID() }
 // one of policy and capability), and how much is recorded.
 func (p *Pass) Obligations() policy.Obligations { return p.obligations }
 
-// Use takes the pass. It fails if it was taken before or the session is over; then nothing may be
-// forwarded.
+// Use takes the pass. It fails if it was taken before, if the session is over, or if the decision of a
+// command that isn't read-only isn't durable; then nothing may be forwarded.
 func (p *Pass) Use() error {
 	if p.used.Swap(true) {
 		return ErrPassUsed
 	}
-	return context.Cause(p.session.ctx)
+	if !p.readOnly && !p.durable.Load() {
+		return errors.New("the decision isn't durable")
+	}
+	if p.session.ctx.Err() != nil {
+		return p.session.over()
+	}
+	return nil
 }
 
 // Wait returns when the decision is durable. Until it has returned nil, no byte of the answer may leave.
 // The error is a [*Refusal]: the answer must be thrown away.
-func (p *Pass) Wait(ctx context.Context) error { return nil }
+func (p *Pass) Wait(ctx context.Context) error {
+	if p.durable.Load() {
+		return nil
+	}
+	if _, err := p.pending.Receipt(ctx); err != nil {
+		p.session.core.cfg.Logger.ErrorContext(ctx, "a decision couldn't be recorded", "error", err)
+		return evidenceRefusal(err)
+	}
+	p.durable.Store(true)
+	return nil
+}
 
 // Forwarded records that the command left for the target.
-func (p *Pass) Forwarded(bytes int64) {}
+func (p *Pass) Forwarded(bytes int64) {
+	p.submit(&audit.Forwarded{Bytes: bytes})
+}
 
-// Completed records the outcome. It returns at once, except where masking or a limit acted: then it
-// returns when the outcome is durable, and the final message waits for it.
-func (p *Pass) Completed(ctx context.Context, o Outcome) error { return nil }
+// Completed records the outcome, once; a second call does nothing. It returns at once, except where
+// masking or a limit acted: then it returns when the outcome is durable, and the final message waits for
+// it. The error is a [*Refusal]: the final message must say so instead.
+func (p *Pass) Completed(ctx context.Context, o Outcome) error {
+	pending := p.finish(o)
+	if pending == nil || (o.Limit == "" && len(o.Masked) == 0) {
+		return nil
+	}
+	if _, err := pending.Receipt(ctx); err != nil {
+		return evidenceRefusal(err)
+	}
+	return nil
+}
+
+// finish submits the outcome, once, and takes the pass off the session's hands.
+func (p *Pass) finish(o Outcome) *audit.Pending {
+	if p.done.Swap(true) {
+		return nil
+	}
+	s := p.session
+	s.mu.Lock()
+	delete(s.open, p)
+	s.mu.Unlock()
+	if len(o.Masked) > 0 {
+		p.submit(&audit.Masked{Counts: o.Masked})
+	}
+	return p.submit(&audit.Completed{
+		Status: o.Status, Command: clip(o.Command, 128), Rows: o.Rows, Affected: o.Affected, BytesOut: o.Bytes,
+		Code: o.Code, Limit: o.Limit, Masked: o.Masked, Duration: audit.Since(p.decided, s.core.cfg.Now()),
+	})
+}
+
+func (p *Pass) submit(e audit.Event) *audit.Pending {
+	r := p.session.recordOf(p.verified, e)
+	r.Decision = p.pending.ID()
+	return p.session.core.cfg.Log.Submit(r)
+}

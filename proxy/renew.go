@@ -1,0 +1,77 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/deputymesh/deputy/actor"
+)
+
+// Renew puts a fresh credential in force. It must continue the session: the same agent at the end of the
+// connection that presents it, the same user, task, sign-in, agents and target, and nothing wider. The
+// error is a [*Refusal], recorded; the session goes on with the credential it had.
+func (s *Session) Renew(ctx context.Context, peer Peer, credential string) error {
+	old := s.state()
+	at := s.where(old)
+	at.peer, at.client = peerID(peer), peer.Address
+	if s.ctx.Err() != nil {
+		return s.core.refuse(ctx, at, s.over())
+	}
+	v, r := s.core.verify(ctx, s.target, peer, credential)
+	if r != nil {
+		return s.core.refuse(ctx, at, r)
+	}
+	if why := continues(old.chain, v.chain); why != "" {
+		return s.core.refuse(ctx, at, &Refusal{Class: ClassRenewal, Reason: "the fresh credential doesn't continue the session: " + why})
+	}
+	keys := v.chain.RevocationKeys()
+	err := s.core.cfg.State.admit(keys, func() error {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		switch {
+		case s.closed || s.ctx.Err() != nil:
+			return s.over()
+		case s.current != old:
+			return &Refusal{Class: ClassRenewal, Reason: "another renewal of the session was faster"}
+		}
+		if err := s.core.sessions.put(s, keys); err != nil {
+			return err
+		}
+		s.current = v
+		return nil
+	})
+	if err != nil {
+		return s.core.refuse(ctx, at, credentialRefusal(err))
+	}
+	return nil
+}
+
+// continues says why fresh isn't the same chain as old, renewed and not wider; "" if it is.
+func continues(old, fresh *actor.Chain) string {
+	switch {
+	case fresh.Leaf().ID != old.Leaf().ID:
+		return "it is another agent's"
+	case fresh.User != old.User:
+		return "it is another user's"
+	case fresh.Txn != old.Txn:
+		return "it belongs to another task"
+	case fresh.SID != old.SID:
+		return "it belongs to another sign-in"
+	case fresh.Mesh != old.Mesh || fresh.Target != old.Target:
+		return "it is for another target"
+	case !slices.Equal(fresh.Actors(), old.Actors()):
+		return "it names other agents"
+	case old.RootEvidence == actor.RootVerified && fresh.RootEvidence != actor.RootVerified:
+		return "its sign-in isn't verified"
+	}
+	for _, role := range fresh.Roles {
+		if !slices.Contains(old.Roles, role) {
+			return fmt.Sprintf("it adds the role %q", role)
+		}
+	}
+	if err := fresh.Details.Within(old.Details); err != nil {
+		return "it is wider: " + err.Error()
+	}
+	return ""
+}
