@@ -115,10 +115,10 @@ type Use string
 // others can carry what a masked column holds to somewhere that masking by origin doesn't see.
 const (
 	UseOutput     Use = "output"     // alone in the top-level select list or RETURNING
-	UseNested     Use = "nested"     // alone in the select list of a subquery, CTE or view
-	UseExpression Use = "expression" // inside an expression in any select list
-	UseFilter     Use = "filter"     // WHERE, HAVING, ON, WHEN, FILTER, LIMIT, ON CONFLICT
-	UseJoin       Use = "join"       // USING, NATURAL, ON
+	UseNested     Use = "nested"     // alone in the select list of FROM (…), a CTE, EXISTS or a view: on its own it goes nowhere, a Derived reference picks it up
+	UseExpression Use = "expression" // inside an expression in any select list, also as the result of a subquery in it
+	UseFilter     Use = "filter"     // WHERE, HAVING, WHEN, FILTER, LIMIT, ON CONFLICT; also x IN (SELECT it)
+	UseJoin       Use = "join"       // ON, USING, NATURAL
 	UseGroup      Use = "group"      // GROUP BY, also by position or output name
 	UseOrder      Use = "order"      // ORDER BY, also by position or output name
 	UseDistinct   Use = "distinct"   // DISTINCT, DISTINCT ON

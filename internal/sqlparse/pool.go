@@ -2,12 +2,22 @@ package sqlparse
 
 import (
 	"context"
-	"io"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
 // ChildArg is the usual name of the hidden subcommand that runs [ChildMain]. Test binaries hook it in
-// TestMain: if len(os.Args) > 1 && os.Args[1] == sqlparse.ChildArg { … ChildMain(os.Stdin, os.Stdout) }.
+// TestMain:
+//
+//	if len(os.Args) > 1 && os.Args[1] == sqlparse.ChildArg {
+//		if err := sqlparse.ChildMain(os.Stdin, os.Stdout); err != nil {
+//			os.Exit(1)
+//		}
+//		os.Exit(0)
+//	}
 const ChildArg = "sqlparse-child"
 
 // Config says how a [Pool] parses. Zero values mean the defaults.
@@ -19,27 +29,188 @@ type Config struct {
 	Children int
 	// Timeout for one text, waiting for a child included; default 2 s.
 	Timeout time.Duration
-	// MaxBytes of one text; default 16 KiB.
+	// MaxBytes of one text; default 16 KiB, at most 1 MiB.
 	MaxBytes int
 	// CacheBytes bounds each of the two caches by the size of keys and facts; default 8 MiB,
 	// negative: no cache.
 	CacheBytes int
 }
 
-// A Pool parses SQL in child processes. It is safe for concurrent use.
-type Pool struct{}
+// maxUses is how many texts a child parses before a fresh one takes over: the parser is C, and what
+// it leaks or breaks doesn't grow old.
+const maxUses = 100_000
 
-// New makes a pool and starts its first child, so that a child that can't start shows at once.
-func New(cfg Config) (*Pool, error) { return nil, ErrNoParser }
+// A Pool parses SQL in child processes. It is safe for concurrent use.
+type Pool struct {
+	cfg       Config
+	exact     *cache // by text
+	templates *cache // by text without constants
+	slots     chan *child
+	closed    chan struct{}
+	waiters   sync.WaitGroup
+
+	exactHits, templateHits, parsed, deaths atomic.Uint64
+
+	mu   sync.Mutex
+	live map[*child]bool // nil once closed
+}
+
+// Stats counts what a pool did since it was made.
+type Stats struct {
+	ExactHits, TemplateHits, Parsed uint64
+	// Deaths counts the children that a text killed or that hung on one.
+	Deaths uint64
+}
+
+// New makes a pool and starts its first child, so that a child that can't start shows at once; ctx
+// bounds that only. The caller closes the pool.
+func New(ctx context.Context, cfg Config) (*Pool, error) {
+	if !available {
+		return nil, ErrNoParser
+	}
+	if len(cfg.Command) == 0 {
+		return nil, errors.New("sqlparse: the configuration names no command for children")
+	}
+	if cfg.Children <= 0 {
+		cfg.Children = 2
+	}
+	if cfg.Timeout <= 0 {
+		cfg.Timeout = 2 * time.Second
+	}
+	if cfg.MaxBytes <= 0 {
+		cfg.MaxBytes = 16 << 10
+	}
+	if cfg.MaxBytes > maxRequest {
+		return nil, fmt.Errorf("sqlparse: MaxBytes %d is over %d", cfg.MaxBytes, maxRequest)
+	}
+	if cfg.CacheBytes == 0 {
+		cfg.CacheBytes = 8 << 20
+	}
+	p := &Pool{
+		cfg: cfg, exact: newCache(cfg.CacheBytes), templates: newCache(cfg.CacheBytes),
+		slots: make(chan *child, cfg.Children), closed: make(chan struct{}), live: map[*child]bool{},
+	}
+	first, err := p.start()
+	if err != nil {
+		return nil, err
+	}
+	p.slots <- first
+	for range cfg.Children - 1 {
+		p.slots <- nil
+	}
+	if _, err := p.Parse(ctx, "SELECT 1"); err != nil {
+		return nil, errors.Join(fmt.Errorf("sqlparse: the child %q doesn't answer: %w", cfg.Command, err), p.Close())
+	}
+	return p, nil
+}
 
 // Parse gives the facts of every statement in sql, none for a text without statements. The result is
 // shared with the cache: callers don't change it. An error means that nothing of the text may reach
-// a server: [ErrTooLarge], [ErrTooComplex], [ErrDied], [*SyntaxError], or the context's.
-func (p *Pool) Parse(ctx context.Context, sql string) ([]Statement, error) { return nil, ErrNoParser }
+// a server: [ErrTooLarge], [ErrTooComplex], [ErrDied], [*SyntaxError], [ErrClosed], or the context's.
+func (p *Pool) Parse(ctx context.Context, sql string) ([]Statement, error) {
+	if len(sql) > p.cfg.MaxBytes {
+		return nil, fmt.Errorf("%w: %d bytes, the limit is %d", ErrTooLarge, len(sql), p.cfg.MaxBytes)
+	}
+	if err := checkText(sql); err != nil {
+		return nil, err
+	}
+	if e, ok := p.exact.get(sql); ok {
+		p.exactHits.Add(1)
+		return e.statements, nil
+	}
+	key, templated := templateKey(sql)
+	if templated {
+		if e, ok := p.templates.get(key); ok {
+			p.templateHits.Add(1)
+			return e.instance(sql), nil
+		}
+	}
+	r, size, err := p.ask(ctx, sql)
+	if err != nil {
+		return nil, err
+	}
+	p.parsed.Add(1)
+	if err := r.err(); err != nil {
+		return nil, err
+	}
+	if templated && r.Template && len(r.Statements) == 1 {
+		p.templates.put(&entry{key: key, statements: r.Statements, tail: len(sql) - r.Ends[0]}, size)
+	} else {
+		p.exact.put(&entry{key: sql, statements: r.Statements}, size)
+	}
+	return r.Statements, nil
+}
+
+// instance gives the facts of a template for the text sql, whose constants they don't depend on.
+func (e *entry) instance(sql string) []Statement {
+	s := e.statements[0]
+	s.Text = sql[:len(sql)-e.tail]
+	return []Statement{s}
+}
+
+// Stats gives the counts.
+func (p *Pool) Stats() Stats {
+	return Stats{
+		ExactHits: p.exactHits.Load(), TemplateHits: p.templateHits.Load(),
+		Parsed: p.parsed.Load(), Deaths: p.deaths.Load(),
+	}
+}
+
+// ask has a child parse sql and gives its reply and the reply's size.
+func (p *Pool) ask(ctx context.Context, sql string) (*reply, int, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.cfg.Timeout)
+	defer cancel()
+	var c *child
+	select {
+	case <-p.closed:
+		return nil, 0, ErrClosed
+	case <-ctx.Done():
+		return nil, 0, fmt.Errorf("waiting for an SQL parser: %w", context.Cause(ctx))
+	case c = <-p.slots:
+	}
+	defer func() { p.slots <- c }()
+	if c != nil && (c.exited() || c.uses >= maxUses) {
+		p.end(c)
+		c = nil
+	}
+	if c == nil {
+		fresh, err := p.start()
+		if err != nil {
+			return nil, 0, err
+		}
+		c = fresh
+	}
+	body, err := c.ask(ctx, sql)
+	var r *reply
+	if err == nil {
+		r, err = decodeReply(body, sql)
+	}
+	if err != nil {
+		p.end(c)
+		c = nil
+		select {
+		case <-p.closed:
+			return nil, 0, ErrClosed
+		default:
+		}
+		p.deaths.Add(1)
+		return nil, 0, fmt.Errorf("%w: %w", ErrDied, err)
+	}
+	return r, len(body), nil
+}
 
 // Close ends the children and waits for them. Parse calls under way fail with [ErrClosed].
-func (p *Pool) Close() error { return nil }
-
-// ChildMain answers requests on stdin with facts on stdout until stdin ends: the body of the hidden
-// subcommand. It trusts nothing on stdin but its framing.
-func ChildMain(stdin io.Reader, stdout io.Writer) error { return ErrNoParser }
+func (p *Pool) Close() error {
+	p.mu.Lock()
+	live := p.live
+	p.live = nil
+	if live != nil {
+		close(p.closed)
+	}
+	p.mu.Unlock()
+	for c := range live {
+		c.kill()
+	}
+	p.waiters.Wait()
+	return nil
+}
