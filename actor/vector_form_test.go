@@ -142,12 +142,12 @@ func jsonCases() []vectorCase {
 	}
 	for _, name := range []string{"iss", "aud", "sub", "sub_id", "sid", "auth_time", "client_id", "act", "cnf",
 		"authorization_details", "roles", "purpose", "txn", "iat", "nbf", "exp", "jti"} {
-		out = append(out, bad(actor.ClassJSONMissing, rule, "token without "+name, dropToken(name)))
+		out = append(out, bad(actor.ClassJSONMissing, rule, "token without "+name, dropToken(name)).from(planner))
 	}
 	for _, name := range []string{"iss", "delegate", "mesh", "sub_id", "txn", "cap", "left", "purpose", "iat", "exp", "jti"} {
 		out = append(out,
-			bad(actor.ClassJSONMissing, rule, "grant without "+name, func(f *flow) { delete(f.grants[0].claims, name) }).at(1),
-			bad(actor.ClassJSONMissing, rule, "user grant without "+name, func(f *flow) { delete(f.user.claims, name) }).at(0))
+			bad(actor.ClassJSONMissing, rule, "grant without "+name, func(f *flow) { delete(f.grants[0].claims, name) }).at(1).from(planner, researcher),
+			bad(actor.ClassJSONMissing, rule, "user grant without "+name, func(f *flow) { delete(f.user.claims, name) }).at(0).from(planner))
 	}
 	return append(out,
 		bad(actor.ClassJSONMissing, rule, "grant without prh", func(f *flow) { f.grants[0].keep = true }).at(1),

@@ -273,7 +273,9 @@ func TestEveryCredentialVectorIsJudgedAsItSays(t *testing.T) {
 // TestVectorsAreUpToDate holds the files against what makes them.
 func TestVectorsAreUpToDate(t *testing.T) {
 	env, valid, invalid := credentialVectors(t)
-	for name, v := range map[string]any{"environment.json": env, "credentials-valid.json": valid, "credentials-invalid.json": invalid} {
+	narrowing, matching := detailsVectors()
+	for name, v := range map[string]any{"environment.json": env, "credentials-valid.json": valid, "credentials-invalid.json": invalid,
+		"subjects.json": subjectVectors(t), "narrowing.json": narrowing, "matching.json": matching, "statements.json": statementVectors()} {
 		want := append(must(json.MarshalIndent(v, "", " ")), '\n')
 		got, err := os.ReadFile(filepath.Join(vectorDir, name))
 		if err != nil || string(got) != string(want) {

@@ -1,0 +1,275 @@
+package actor_test
+
+import (
+	"encoding/json"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/deputymesh/deputy/actor"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+type narrowingFile struct {
+	Description string            `json:"description"`
+	Vectors     []narrowingVector `json:"vectors"`
+}
+
+type narrowingVector struct {
+	Name   string          `json:"name"`
+	Parent json.RawMessage `json:"parent"`
+	Child  json.RawMessage `json:"child"`
+	Class  string          `json:"class,omitempty"` // "" for a child that lies within
+}
+
+type matchingFile struct {
+	Description string         `json:"description"`
+	Details     []namedDetails `json:"details"`
+	Actions     []namedAction  `json:"actions"`
+	Matrix      []matrixCell   `json:"matrix"`
+}
+
+type namedDetails struct {
+	Name    string          `json:"name"`
+	Details json.RawMessage `json:"authorization_details"`
+}
+
+type namedAction struct {
+	Name   string       `json:"name"`
+	Action vectorAction `json:"action"`
+}
+
+type vectorAction struct {
+	Type     string `json:"type"`
+	Target   string `json:"target"`
+	Verb     string `json:"verb"`
+	Database string `json:"database,omitempty"`
+	Schema   string `json:"schema,omitempty"`
+	Table    string `json:"table,omitempty"`
+}
+
+type matrixCell struct {
+	Details string `json:"details"`
+	Action  string `json:"action"`
+	In      bool   `json:"in"`
+	MaxRows int64  `json:"max_rows,omitempty"`
+}
+
+// pg makes one object; tables and databases of nil are left out.
+func pg(actions, databases, tables []string, maxRows int) map[string]any {
+	d := map[string]any{"type": "deputy_postgres", "locations": []string{target.String()}, "actions": actions}
+	if databases != nil {
+		d["databases"] = databases
+	}
+	if tables != nil {
+		d["tables"] = tables
+	}
+	if maxRows != 0 {
+		d["max_rows"] = maxRows
+	}
+	return d
+}
+
+type strs = []string
+
+func narrowingCases() []struct {
+	name          string
+	parent, child []any
+	class         actor.Class
+} {
+	wide := pg(strs{"select", "insert"}, nil, nil, 0)
+	tight := pg(strs{"select", "insert"}, strs{"a", "b"}, strs{"s.*", "*.t"}, 100)
+	with := func(m map[string]any, name string, v any) map[string]any {
+		out := map[string]any{}
+		for k, x := range m {
+			out[k] = x
+		}
+		if v == nil {
+			delete(out, name)
+		} else {
+			out[name] = v
+		}
+		return out
+	}
+	one := func(m map[string]any) []any { return []any{m} }
+	const wider = actor.ClassWider
+	return []struct {
+		name          string
+		parent, child []any
+		class         actor.Class
+	}{
+		{"the same", one(tight), one(tight), ""},
+		{"constraints where there were none", one(wide), one(tight), ""},
+		{"fewer of each", one(tight), one(pg(strs{"select"}, strs{"b"}, strs{"s.x"}, 1)), ""},
+		{"a pattern inside a pattern", one(tight), one(with(tight, "tables", strs{"s.t", "x.t"})), ""},
+		{"the same object twice", one(tight), []any{tight, with(tight, "max_rows", 5)}, ""},
+		{"fewer objects", []any{wide, tight}, one(tight), ""},
+		{"no constraint any more", one(tight), one(wide), wider},
+		{"another action", one(tight), one(with(tight, "actions", strs{"delete"})), wider},
+		{"one more action", one(tight), one(with(tight, "actions", strs{"select", "insert", "delete"})), wider},
+		{"another target", one(tight), one(with(tight, "locations", strs{otherTarget.String()})), wider},
+		{"the same name in another trust domain", one(tight), one(with(tight, "locations", strs{"spiffe://evil.example/target/orders"})), wider},
+		{"databases missing", one(tight), one(with(tight, "databases", nil)), wider},
+		{"database in other case", one(tight), one(with(tight, "databases", strs{"A"})), wider},
+		{"tables missing", one(tight), one(with(tight, "tables", nil)), wider},
+		{"star for the table", one(with(tight, "tables", strs{"s.x"})), one(with(tight, "tables", strs{"s.*"})), wider},
+		{"star for the schema", one(with(tight, "tables", strs{"s.x"})), one(with(tight, "tables", strs{"*.x"})), wider},
+		{"two stars under one of each", one(tight), one(with(tight, "tables", strs{"*.*"})), wider},
+		{"prefix of a schema is another schema", one(with(tight, "tables", strs{"s.*"})), one(with(tight, "tables", strs{"ss.x"})), wider},
+		{"max_rows missing", one(tight), one(with(tight, "max_rows", nil)), wider},
+		{"max_rows greater", one(tight), one(with(tight, "max_rows", 101)), wider},
+		{"one object out of parts of two", []any{with(wide, "actions", strs{"select"}), with(wide, "actions", strs{"insert"})}, one(wide), wider},
+		{"a second object outside", one(tight), []any{tight, wide}, wider},
+	}
+}
+
+func matchingCases() ([]namedDetails, []namedAction) {
+	details := func(name string, d ...any) namedDetails { return namedDetails{name, must(json.Marshal(d))} }
+	act := func(name, verb, db, schema, table string) namedAction {
+		return namedAction{name, vectorAction{"deputy_postgres", target.String(), verb, db, schema, table}}
+	}
+	elsewhere := act("select elsewhere", "select", "orders", "sales", "orders")
+	elsewhere.Action.Target = otherTarget.String()
+	return []namedDetails{
+			details("anything readable", pg(strs{"select"}, nil, nil, 0)),
+			details("one schema, 100 rows", pg(strs{"select", "insert"}, strs{"orders"}, strs{"sales.*"}, 100)),
+			details("one table", pg(strs{"select", "update", "call", "ddl", "set"}, strs{"orders"}, strs{"sales.orders"}, 0)),
+			details("orders in any schema", pg(strs{"select", "delete"}, strs{"orders"}, strs{"*.orders"}, 0)),
+			details("schema changes", pg(strs{"ddl", "admin", "truncate", "copy", "lock"}, strs{"orders"}, nil, 0)),
+			details("two objects, two limits", pg(strs{"select"}, strs{"orders"}, strs{"sales.*"}, 10), pg(strs{"select"}, strs{"orders"}, strs{"sales.orders"}, 1000)),
+			details("two objects, one without a limit", pg(strs{"select"}, strs{"orders"}, strs{"*.*"}, 10), pg(strs{"select"}, strs{"orders"}, strs{"sales.orders"}, 0)),
+		}, []namedAction{
+			act("select sales.orders", "select", "orders", "sales", "orders"),
+			act("select sales.items", "select", "orders", "sales", "items"),
+			act("select hr.orders", "select", "orders", "hr", "orders"),
+			act("select in another database", "select", "hr", "sales", "orders"),
+			elsewhere,
+			act("select without a table", "select", "orders", "", ""),
+			act("select in other case", "select", "orders", "Sales", "orders"),
+			act("select of a dotted name", "select", "orders", "sales", "a.b"),
+			act("select of a table called *", "select", "orders", "sales", "*"),
+			act("insert sales.items", "insert", "orders", "sales", "items"),
+			act("update sales.orders", "update", "orders", "sales", "orders"),
+			act("delete sales.orders", "delete", "orders", "sales", "orders"),
+			act("truncate sales.orders", "truncate", "orders", "sales", "orders"),
+			act("copy sales.orders", "copy", "orders", "sales", "orders"),
+			act("lock sales.orders", "lock", "orders", "sales", "orders"),
+			act("ddl on sales.orders", "ddl", "orders", "sales", "orders"),
+			act("ddl on the schema sales", "ddl", "orders", "sales", ""),
+			act("ddl on the database", "ddl", "orders", "", ""),
+			act("admin of the database", "admin", "orders", "", ""),
+			act("set", "set", "orders", "", ""),
+			act("call sales.orders", "call", "orders", "sales", "orders"),
+			act("call sales.refund", "call", "orders", "sales", "refund"),
+			act("call of something unnamed", "call", "orders", "", ""),
+			act("unknown verb", "explode", "orders", "sales", "orders"),
+			act("no database", "select", "", "sales", "orders"),
+			act("table without schema", "select", "orders", "", "orders"),
+		}
+}
+
+func (a vectorAction) action() actor.Action {
+	return actor.PostgresAction{Target: must(spiffeid.FromString(a.Target)), Verb: a.Verb, Database: a.Database, Schema: a.Schema, Table: a.Table}
+}
+
+func cell(d namedDetails, a namedAction) matrixCell {
+	limits, err := must(actor.ParseDetails(d.Details)).Match(a.Action.action())
+	return matrixCell{d.Name, a.Name, err == nil, limits.MaxRows}
+}
+
+func detailsVectors() (narrowingFile, matchingFile) {
+	n := narrowingFile{Description: "Is child within parent? The class details.wider is a refusal."}
+	for _, c := range narrowingCases() {
+		n.Vectors = append(n.Vectors, narrowingVector{c.name, must(json.Marshal(c.parent)), must(json.Marshal(c.child)), string(c.class)})
+	}
+	m := matchingFile{Description: "Is the action within the details, and how many rows may it give back (0: no limit)? Every pair is listed."}
+	m.Details, m.Actions = matchingCases()
+	for _, d := range m.Details {
+		for _, a := range m.Actions {
+			m.Matrix = append(m.Matrix, cell(d, a))
+		}
+	}
+	return n, m
+}
+
+func TestEveryNarrowingVectorIsJudgedAsItSays(t *testing.T) {
+	if *update {
+		n, m := detailsVectors()
+		writeVectors(t, "narrowing.json", n)
+		writeVectors(t, "matching.json", m)
+	}
+	for _, vec := range readVectors[narrowingFile](t, "narrowing.json").Vectors {
+		t.Run(vec.Name, func(t *testing.T) {
+			parent, child := must(actor.ParseDetails(vec.Parent)), must(actor.ParseDetails(vec.Child))
+			err := child.Within(parent)
+			if vec.Class == "" && err != nil {
+				t.Error(err)
+			}
+			if vec.Class != "" {
+				checkRefusal(t, err, vec.Class, nil)
+			}
+		})
+	}
+}
+
+// inside is written down by hand: the matrix in the file comes from the code, and
+// would follow its mistakes.
+var inside = map[string]string{
+	"anything readable": "select sales.orders|select sales.items|select hr.orders|select in another database|select without a table|" +
+		"select in other case|select of a dotted name|select of a table called *",
+	"one schema, 100 rows":    "select sales.orders|select sales.items|select without a table|select of a dotted name|select of a table called *|insert sales.items",
+	"one table":               "select sales.orders|select without a table|update sales.orders|ddl on sales.orders|set|call sales.orders",
+	"orders in any schema":    "select sales.orders|select hr.orders|select in other case|select without a table|delete sales.orders",
+	"schema changes":          "truncate sales.orders|copy sales.orders|lock sales.orders|ddl on sales.orders|ddl on the schema sales|ddl on the database|admin of the database",
+	"two objects, two limits": "select sales.orders|select sales.items|select without a table|select of a dotted name|select of a table called *",
+	"two objects, one without a limit": "select sales.orders|select sales.items|select hr.orders|select without a table|" +
+		"select in other case|select of a dotted name|select of a table called *",
+}
+
+func TestEveryActionIsInOrOutAsTheMatrixSays(t *testing.T) {
+	file := readVectors[matchingFile](t, "matching.json")
+	details, actions := map[string]namedDetails{}, map[string]namedAction{}
+	for _, d := range file.Details {
+		details[d.Name] = d
+	}
+	for _, a := range file.Actions {
+		actions[a.Name] = a
+	}
+	if len(file.Matrix) != len(details)*len(actions) {
+		t.Errorf("%d cells for %d details and %d actions", len(file.Matrix), len(details), len(actions))
+	}
+	limits := map[string]int64{}
+	for _, want := range file.Matrix {
+		got := cell(details[want.Details], actions[want.Action])
+		if got != want {
+			t.Errorf("%s, %s: got %+v, want %+v", want.Details, want.Action, got, want)
+		}
+		if byHand := slices.Contains(strings.Split(inside[want.Details], "|"), want.Action); byHand != want.In {
+			t.Errorf("%s, %s: the file says %v, the table in this test %v", want.Details, want.Action, want.In, byHand)
+		}
+		limits[want.Details+"/"+want.Action] = want.MaxRows
+	}
+	for name, want := range map[string]int64{
+		"one schema, 100 rows/select sales.orders": 100, "two objects, two limits/select sales.orders": 1000,
+		"two objects, two limits/select sales.items": 10, "two objects, one without a limit/select sales.orders": 0,
+	} {
+		if limits[name] != want {
+			t.Errorf("%s: limit %d, want %d", name, limits[name], want)
+		}
+	}
+}
+
+func TestARefusedActionHasItsClass(t *testing.T) {
+	d := must(actor.ParseDetails(must(json.Marshal([]any{pg(strs{"select"}, nil, nil, 0)}))))
+	for _, a := range []actor.Action{nil, actor.PostgresAction{}, actor.PostgresAction{Target: target, Verb: "delete", Database: "d"}} {
+		if _, err := d.Match(a); actor.ClassOf(err) != actor.ClassOutside {
+			t.Errorf("%v: %v", a, err)
+		}
+	}
+	if _, err := (actor.Details)(nil).Match(actor.PostgresAction{Target: target, Verb: "select", Database: "d"}); actor.ClassOf(err) != actor.ClassOutside {
+		t.Errorf("no details: %v", err)
+	}
+	if len(d.ForTarget(otherTarget)) != 0 || len(d.ForTarget(target)) != 1 {
+		t.Error("ForTarget picks the wrong objects")
+	}
+}
