@@ -182,7 +182,7 @@ func describeFromProto(r *agentv1.DescribeResponse) (Description, error) {
 	if err != nil {
 		return Description{}, err
 	}
-	mesh, err := meshFromProto(r.GetMesh())
+	mesh, err := MeshFromProto(r.GetMesh())
 	if err != nil {
 		return Description{}, err
 	}
@@ -204,7 +204,8 @@ func when(t *timestamppb.Timestamp) time.Time {
 	return t.AsTime()
 }
 
-func meshFromProto(m *agentv1.Mesh) (Mesh, error) {
+// MeshFromProto reads the wire form of a mesh.
+func MeshFromProto(m *agentv1.Mesh) (Mesh, error) {
 	broker, err := spiffeid.FromString(m.GetBrokerId())
 	if err != nil {
 		return Mesh{}, fmt.Errorf("the broker's SPIFFE ID: %w", err)

@@ -89,7 +89,7 @@ func joinStream(ctx context.Context, cancel context.CancelFunc, rpc agentv1.Agen
 		return nil, err
 	}
 	j := &joined{stream: stream, cancel: cancel, done: make(chan struct{}), next: key, ctx: ctx}
-	if j.mesh, err = meshFromProto(first.GetMesh()); err != nil {
+	if j.mesh, err = MeshFromProto(first.GetMesh()); err != nil {
 		return nil, err
 	}
 	if j.targets, err = TargetsFromProto(first.GetTargets()); err != nil {

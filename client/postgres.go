@@ -291,3 +291,15 @@ func (r *PostgresRelay) log() *slog.Logger {
 	}
 	return r.Log
 }
+
+// RefusePostgres tells a client why it isn't served, after it said what it wants, and closes the
+// connection.
+func RefusePostgres(conn net.Conn, sqlstate string, why error) {
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(5 * time.Second))
+	r := &PostgresRelay{}
+	if _, kind, err := r.readStartup(conn); err != nil || kind == startupCancel {
+		return
+	}
+	conn.Write(fatal(sqlstate, "deputy: "+why.Error(), ""))
+}

@@ -206,9 +206,11 @@ func (x *Grants) GetIdToken() string {
 type Mesh struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The broker's issuer URL.
-	Mesh          string `protobuf:"bytes,1,opt,name=mesh,proto3" json:"mesh,omitempty"`
-	TokenUrl      string `protobuf:"bytes,2,opt,name=token_url,json=tokenUrl,proto3" json:"token_url,omitempty"`
-	BrokerId      string `protobuf:"bytes,3,opt,name=broker_id,json=brokerId,proto3" json:"broker_id,omitempty"`
+	Mesh     string `protobuf:"bytes,1,opt,name=mesh,proto3" json:"mesh,omitempty"`
+	TokenUrl string `protobuf:"bytes,2,opt,name=token_url,json=tokenUrl,proto3" json:"token_url,omitempty"`
+	BrokerId string `protobuf:"bytes,3,opt,name=broker_id,json=brokerId,proto3" json:"broker_id,omitempty"`
+	// For nested supervisors, which attach to the issuer themselves.
+	IssuerSocket  string `protobuf:"bytes,4,opt,name=issuer_socket,json=issuerSocket,proto3" json:"issuer_socket,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -260,6 +262,13 @@ func (x *Mesh) GetTokenUrl() string {
 func (x *Mesh) GetBrokerId() string {
 	if x != nil {
 		return x.BrokerId
+	}
+	return ""
+}
+
+func (x *Mesh) GetIssuerSocket() string {
+	if x != nil {
+		return x.IssuerSocket
 	}
 	return ""
 }
@@ -1481,11 +1490,12 @@ const file_deputy_agent_v1_agent_proto_rawDesc = "" +
 	"ttlSeconds\";\n" +
 	"\x06Grants\x12\x16\n" +
 	"\x06grants\x18\x01 \x03(\tR\x06grants\x12\x19\n" +
-	"\bid_token\x18\x02 \x01(\tR\aidToken\"T\n" +
+	"\bid_token\x18\x02 \x01(\tR\aidToken\"y\n" +
 	"\x04Mesh\x12\x12\n" +
 	"\x04mesh\x18\x01 \x01(\tR\x04mesh\x12\x1b\n" +
 	"\ttoken_url\x18\x02 \x01(\tR\btokenUrl\x12\x1b\n" +
-	"\tbroker_id\x18\x03 \x01(\tR\bbrokerId\"\xd5\x01\n" +
+	"\tbroker_id\x18\x03 \x01(\tR\bbrokerId\x12#\n" +
+	"\rissuer_socket\x18\x04 \x01(\tR\fissuerSocket\"\xd5\x01\n" +
 	"\x06Target\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x18\n" +
