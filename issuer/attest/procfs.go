@@ -107,3 +107,47 @@ func readSelf(name string) (string, error) {
 	b, err := readProc(os.Getpid(), name)
 	return string(b), err
 }
+
+// UIDsInUse returns every uid that a process runs under or could change back to.
+func UIDsInUse() (map[uint32]bool, error) {
+	dir, err := os.Open("/proc")
+	if err != nil {
+		return nil, fmt.Errorf("listing processes: %w", err)
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return nil, fmt.Errorf("listing processes: %w", err)
+	}
+	used := map[uint32]bool{}
+	for _, n := range names {
+		pid, err := strconv.Atoi(n)
+		if err != nil {
+			continue
+		}
+		status, err := readProc(pid, "status")
+		if errors.Is(err, ErrDead) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("listing processes: %w", err)
+		}
+		ids, err := parseIDs(status, "Uid")
+		if err != nil {
+			return nil, fmt.Errorf("listing processes: process %d: %w", pid, err)
+		}
+		for _, id := range ids {
+			used[id] = true
+		}
+	}
+	return used, nil
+}
+
+// OwnCgroup is the cgroup of this process in the unified hierarchy, "" when there is none.
+func OwnCgroup() (string, error) {
+	s, err := readSelf("cgroup")
+	if err != nil {
+		return "", fmt.Errorf("reading the own cgroup: %w", err)
+	}
+	return parseCgroup([]byte(s)), nil
+}
