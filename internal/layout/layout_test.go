@@ -79,7 +79,7 @@ var testOnly = []string{"internal/testca", "internal/testmesh", "internal/testpg
 var engines = []string{"proxy/postgres"}
 
 // engineMayImport lists what is made for engines, beside their own folder.
-var engineMayImport = []string{"proxy", "actor", "policy", "internal/mask", "internal/sqlparse"}
+var engineMayImport = []string{"proxy", "actor", "policy", "audit", "internal/target", "internal/mask", "internal/sqlparse"}
 
 func TestImportDirections(t *testing.T) {
 	for _, p := range list(t) {

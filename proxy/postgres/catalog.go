@@ -1,0 +1,183 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// relation is a table, view, sequence … of the target.
+type relation struct {
+	oid    uint32
+	schema string
+	name   string
+	kind   byte // pg_class.relkind
+	// guarded: row security calls functions when it is read.
+	guarded bool
+	// columns by number; dropped ones are missing.
+	columns map[int16]string
+	// kin are its ancestors and descendants by inheritance and partitioning: a rule for one counts for all.
+	kin []*relation
+	// behind are the relations that a view reads, at any depth; code says that it calls functions that somebody wrote.
+	behind []*relation
+	code   bool
+}
+
+func (r *relation) String() string { return r.schema + "." + r.name }
+
+// has says that the relation has that column, system columns included.
+func (r *relation) has(column string) bool {
+	for _, c := range r.columns {
+		if c == column {
+			return true
+		}
+	}
+	return slices.Contains(systemColumns, column)
+}
+
+var systemColumns = []string{"ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"}
+
+type qname struct{ schema, name string }
+
+// snapshot is the catalogue at one moment. It never changes.
+type snapshot struct {
+	schemas   []string // search_path without pg_temp
+	relations map[qname]*relation
+	byOID     map[uint32]*relation
+	// functions that aren't PostgreSQL's own, by name: the schemas that have them.
+	functions map[string][]string
+	// operators and types of others that run code which nobody vouches for, by name: the schemas.
+	operators map[string][]string
+	types     map[string][]string
+	// knownTypes are all types of others, harmless ones included.
+	knownTypes map[qname]bool
+	// casts says that there are casts by functions of others, which SQL text doesn't show.
+	casts bool
+}
+
+// find resolves a name as the pinned search_path does; nil if there is no such relation.
+func (s *snapshot) find(schema, name string) *relation {
+	if schema != "" {
+		return s.relations[qname{schema, name}]
+	}
+	for _, p := range s.schemas {
+		if r := s.relations[qname{p, name}]; r != nil {
+			return r
+		}
+	}
+	return nil
+}
+
+// owners gives the schemas where a name of others can resolve to, out of those in the table.
+func (s *snapshot) owners(table map[string][]string, schema, name string) []string {
+	var out []string
+	for _, has := range table[name] {
+		if has == schema || schema == "" && slices.Contains(s.schemas, has) {
+			out = append(out, has)
+		}
+	}
+	return out
+}
+
+// catalog keeps the snapshot of one database fresh, over a connection of its own that never sees an agent's SQL.
+type catalog struct {
+	e        *Engine
+	database string
+	account  Account
+
+	mu      sync.Mutex
+	conn    *pgconn.PgConn
+	current *snapshot
+	taken   time.Time
+	stale   bool
+}
+
+// missAge is how old a snapshot must be before an unknown name is worth another look.
+const missAge = 100 * time.Millisecond
+
+const catalogTimeout = 15 * time.Second
+
+func newCatalog(e *Engine, database string, account Account) *catalog {
+	return &catalog{e: e, database: database, account: account}
+}
+
+// get returns a snapshot that is younger than the limit and than the last change that went through here.
+func (c *catalog) get(ctx context.Context) (*snapshot, error) {
+	return c.younger(ctx, c.e.cfg.CatalogAge)
+}
+
+// after returns a snapshot for a name that s doesn't know: s itself if it is fresh, else a new one.
+func (c *catalog) after(ctx context.Context, s *snapshot) (*snapshot, error) {
+	c.mu.Lock()
+	newer := c.current
+	c.mu.Unlock()
+	if newer != nil && newer != s {
+		return newer, nil
+	}
+	return c.younger(ctx, missAge)
+}
+
+func (c *catalog) younger(ctx context.Context, age time.Duration) (*snapshot, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.current != nil && !c.stale && c.e.cfg.Now().Sub(c.taken) < age {
+		return c.current, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, catalogTimeout)
+	defer cancel()
+	c.stale = false
+	started := c.e.cfg.Now()
+	s, err := c.load(ctx)
+	if err != nil {
+		c.stale = true
+		if c.conn != nil {
+			_ = c.conn.Close(ctx)
+			c.conn = nil
+		}
+		return nil, fmt.Errorf("reading the catalogue of %s/%s: %w", c.e.name, c.database, err)
+	}
+	c.current, c.taken = s, started
+	return s, nil
+}
+
+// changed says that definitions may have changed.
+func (c *catalog) changed() {
+	c.mu.Lock()
+	c.stale = true
+	c.mu.Unlock()
+}
+
+func (c *catalog) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.conn != nil {
+		_ = c.conn.Conn().Close()
+		c.conn = nil
+	}
+}
+
+func (c *catalog) load(ctx context.Context) (*snapshot, error) {
+	if c.conn == nil || c.conn.IsClosed() {
+		cfg, err := c.e.connConfig(c.account, c.database, "deputy catalogue", map[string]string{
+			"default_transaction_read_only": "on", "statement_timeout": "15s",
+		})
+		if err != nil {
+			return nil, err
+		}
+		if c.conn, err = pgconn.ConnectConfig(ctx, cfg); err != nil {
+			c.conn = nil
+			return nil, err
+		}
+	}
+	l := &loader{ctx: ctx, conn: c.conn, s: &snapshot{
+		schemas:   append([]string{"pg_catalog"}, c.e.cfg.Schemas...),
+		relations: map[qname]*relation{}, byOID: map[uint32]*relation{},
+		functions: map[string][]string{}, operators: map[string][]string{}, types: map[string][]string{},
+		knownTypes: map[qname]bool{},
+	}}
+	return l.s, l.run()
+}

@@ -1,0 +1,203 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// loader fills a snapshot. All queries run in one transaction, so that they see one state.
+type loader struct {
+	ctx  context.Context
+	conn *pgconn.PgConn
+	s    *snapshot
+	err  error
+}
+
+// firstUserOID is the first that initdb doesn't give out: what is above belongs to somebody.
+const firstUserOID = "16384"
+
+const (
+	queryRelations = `select c.oid, n.nspname, c.relname, c.relkind, c.relrowsecurity
+		from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+		where c.relkind in ('r','p','v','m','f','S') and n.nspname !~ '^pg_(toast|temp_)'`
+	queryColumns = `select a.attrelid, a.attnum, a.attname
+		from pg_catalog.pg_attribute a join pg_catalog.pg_class c on c.oid = a.attrelid
+		where a.attnum > 0 and not a.attisdropped and c.relkind in ('r','p','v','m','f','S')`
+	queryInherits = `select inhrelid, inhparent from pg_catalog.pg_inherits`
+	// What the rewrite rules of a relation depend on. PostgreSQL's own objects aren't noted in pg_depend.
+	queryViews = `select distinct r.ev_class, d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass, d.refobjid
+		from pg_catalog.pg_rewrite r join pg_catalog.pg_depend d
+		on d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and d.objid = r.oid
+		where d.refobjid <> r.ev_class and d.refclassid in
+		('pg_catalog.pg_class'::pg_catalog.regclass, 'pg_catalog.pg_proc'::pg_catalog.regclass, 'pg_catalog.pg_operator'::pg_catalog.regclass)`
+	queryFunctions = `select distinct n.nspname, p.proname
+		from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+		where (n.nspname <> 'pg_catalog' and n.nspname <> 'information_schema') or p.oid >= ` + firstUserOID
+	// Operators and input functions written in C by an extension, immutable or stable, count as vouched for:
+	// only a superuser can install them.
+	queryOperators = `select distinct n.nspname, o.oprname
+		from pg_catalog.pg_operator o join pg_catalog.pg_namespace n on n.oid = o.oprnamespace
+		join pg_catalog.pg_proc p on p.oid = o.oprcode join pg_catalog.pg_language l on l.oid = p.prolang
+		where (n.nspname <> 'pg_catalog' or o.oid >= ` + firstUserOID + `)
+		and not (p.provolatile in ('i','s') and l.lanname in ('internal','c'))`
+	queryTypes = `select n.nspname, t.typname, case
+			when t.typtype in ('e','c','p') then true
+			when t.typtype = 'd' then not exists (select 1 from pg_catalog.pg_constraint k where k.contypid = t.oid)
+				and b.typtype in ('b','e') and bi.provolatile in ('i','s') and bl.lanname in ('internal','c')
+			when t.typtype = 'b' then i.provolatile in ('i','s') and l.lanname in ('internal','c') and (t.typelem = 0 or e.typtype not in ('d','r','m'))
+			else false end
+		from pg_catalog.pg_type t join pg_catalog.pg_namespace n on n.oid = t.typnamespace
+		join pg_catalog.pg_proc i on i.oid = t.typinput join pg_catalog.pg_language l on l.oid = i.prolang
+		left join pg_catalog.pg_type e on e.oid = t.typelem
+		left join pg_catalog.pg_type b on b.oid = t.typbasetype
+		left join pg_catalog.pg_proc bi on bi.oid = b.typinput left join pg_catalog.pg_language bl on bl.oid = bi.prolang
+		where n.nspname not in ('pg_catalog','information_schema') or t.oid >= ` + firstUserOID
+	queryCasts = `select count(*) from pg_catalog.pg_cast k join pg_catalog.pg_proc p on p.oid = k.castfunc
+		join pg_catalog.pg_language l on l.oid = p.prolang
+		where k.oid >= ` + firstUserOID + ` and not (p.provolatile in ('i','s') and l.lanname in ('internal','c'))`
+)
+
+func (l *loader) run() error {
+	l.exec("begin transaction isolation level repeatable read read only")
+	parents := map[uint32][]uint32{}
+	uses := map[uint32][]uint32{}
+	l.query(queryRelations, 5, func(v [][]byte) {
+		r := &relation{
+			oid: l.oid(v[0]), schema: string(v[1]), name: string(v[2]), kind: one(v[3]), guarded: string(v[4]) == "t",
+			columns: map[int16]string{},
+		}
+		l.s.relations[qname{r.schema, r.name}] = r
+		l.s.byOID[r.oid] = r
+	})
+	l.query(queryColumns, 3, func(v [][]byte) {
+		if r := l.s.byOID[l.oid(v[0])]; r != nil {
+			n, err := strconv.ParseInt(string(v[1]), 10, 16)
+			l.fail(err)
+			r.columns[int16(n)] = string(v[2])
+		}
+	})
+	l.query(queryInherits, 2, func(v [][]byte) {
+		child, parent := l.oid(v[0]), l.oid(v[1])
+		parents[child] = append(parents[child], parent)
+	})
+	l.query(queryViews, 3, func(v [][]byte) {
+		view := l.oid(v[0])
+		if string(v[1]) == "t" {
+			uses[view] = append(uses[view], l.oid(v[2]))
+		} else if r := l.s.byOID[view]; r != nil {
+			r.code = true
+		}
+	})
+	names := func(into map[string][]string) func([][]byte) {
+		return func(v [][]byte) { into[string(v[1])] = append(into[string(v[1])], string(v[0])) }
+	}
+	l.query(queryFunctions, 2, names(l.s.functions))
+	l.query(queryOperators, 2, names(l.s.operators))
+	l.query(queryTypes, 3, func(v [][]byte) {
+		l.s.knownTypes[qname{string(v[0]), string(v[1])}] = true
+		if string(v[2]) != "t" {
+			l.s.types[string(v[1])] = append(l.s.types[string(v[1])], string(v[0]))
+		}
+	})
+	l.query(queryCasts, 1, func(v [][]byte) { l.s.casts = string(v[0]) != "0" })
+	l.exec("commit")
+	if l.err != nil {
+		return l.err
+	}
+	l.s.relate(parents)
+	l.s.lookBehind(uses)
+	return nil
+}
+
+// relate gives every relation its ancestors and descendants.
+func (s *snapshot) relate(parents map[uint32][]uint32) {
+	add := func(r, k *relation) {
+		if r != k && !slices.Contains(r.kin, k) {
+			r.kin = append(r.kin, k)
+		}
+	}
+	for child := range parents {
+		c := s.byOID[child]
+		if c == nil {
+			continue
+		}
+		for up := slices.Clone(parents[child]); len(up) > 0; {
+			p := s.byOID[up[0]]
+			up = append(up[1:], parents[up[0]]...)
+			if p != nil {
+				add(c, p)
+				add(p, c)
+			}
+		}
+	}
+}
+
+// lookBehind follows views through views.
+func (s *snapshot) lookBehind(uses map[uint32][]uint32) {
+	for view := range uses {
+		v := s.byOID[view]
+		if v == nil {
+			continue
+		}
+		seen := map[uint32]bool{view: true}
+		for todo := slices.Clone(uses[view]); len(todo) > 0; todo = todo[1:] {
+			r := s.byOID[todo[0]]
+			if r == nil || seen[r.oid] {
+				continue
+			}
+			seen[r.oid] = true
+			v.behind = append(v.behind, r)
+			v.code = v.code || r.code
+			todo = append(todo, uses[r.oid]...)
+		}
+	}
+}
+
+func (l *loader) fail(err error) {
+	if err != nil && l.err == nil {
+		l.err = err
+	}
+}
+
+func (l *loader) exec(sql string) {
+	if l.err == nil {
+		_, err := l.conn.Exec(l.ctx, sql).ReadAll()
+		l.fail(err)
+	}
+}
+
+func (l *loader) query(sql string, columns int, row func([][]byte)) {
+	if l.err != nil {
+		return
+	}
+	rows := l.conn.ExecParams(l.ctx, sql, nil, nil, nil, nil)
+	for rows.NextRow() {
+		v := rows.Values()
+		if len(v) != columns {
+			l.fail(fmt.Errorf("the catalogue gave %d columns, not %d", len(v), columns))
+			continue
+		}
+		if l.err == nil {
+			row(v)
+		}
+	}
+	_, err := rows.Close()
+	l.fail(err)
+}
+
+func (l *loader) oid(b []byte) uint32 {
+	n, err := strconv.ParseUint(string(b), 10, 32)
+	l.fail(err)
+	return uint32(n)
+}
+
+func one(b []byte) byte {
+	if len(b) != 1 {
+		return 0
+	}
+	return b[0]
+}

@@ -1,0 +1,149 @@
+package postgres
+
+import (
+	"regexp"
+	"strings"
+
+	"github.com/deputymesh/deputy/internal/sqlparse"
+	"github.com/deputymesh/deputy/policy"
+)
+
+// adminTags begin the tags of statements about more than the objects of a database.
+var adminTags = []string{
+	"ROLE", "USER", "GROUP", "DATABASE", "TABLESPACE", "EXTENSION", "SERVER", "FOREIGN DATA WRAPPER", "SUBSCRIPTION", "PUBLICATION",
+	"LANGUAGE", "EVENT TRIGGER", "SYSTEM", "CAST", "OPERATOR", "TRANSFORM", "ACCESS METHOD", "AGGREGATE", "CONVERSION", "DEFAULT PRIVILEGES", "OWNED",
+}
+
+// definition adds the ops of statements about definitions, and of TRUNCATE, LOCK and maintenance.
+func (b *opBuilder) definition() error {
+	s := b.dec.stmt
+	verb := "ddl"
+	switch s.Kind {
+	case sqlparse.KindTruncate:
+		verb = "truncate"
+	case sqlparse.KindLock:
+		verb = "lock"
+	case sqlparse.KindMaintain, sqlparse.KindGrant:
+		verb = "admin"
+	default:
+		if _, object, ok := strings.Cut(s.Tag, " "); ok {
+			for _, t := range adminTags {
+				if strings.HasPrefix(object, t) {
+					verb = "admin"
+				}
+			}
+		}
+	}
+	b.dec.defines = s.Kind.Defines() || s.Kind == sqlparse.KindMaintain
+	b.names()
+	named := false
+	for i, r := range s.Relations {
+		defined := r.Access&sqlparse.Define != 0 || !s.Kind.Defines()
+		if rel := b.dec.relations[i]; rel != nil && rel.schema == "pg_catalog" && (defined || r.Access&sqlparse.Write != 0) && s.Kind != sqlparse.KindMaintain {
+			return objection(classPinned, "changing PostgreSQL's own catalogue is never allowed here")
+		}
+		switch {
+		case defined:
+			b.table(i, verb, true)
+			b.remember(r)
+			named = true
+		case r.Access&sqlparse.Write != 0:
+			for _, v := range writeVerbs(s, s.Inner) {
+				b.table(i, v, true)
+			}
+		}
+		if r.Access&sqlparse.Read != 0 && s.Kind.Defines() {
+			b.table(i, "select", false)
+		}
+	}
+	if !named || verb == "admin" && s.Kind != sqlparse.KindMaintain && s.Kind != sqlparse.KindGrant {
+		b.onDatabase(verb, true, false)
+	}
+	if len(s.Opaque) > 0 {
+		// It makes or runs code that nobody sees here, so it takes the right to run any.
+		b.onDatabase("call", true, len(b.masked) > 0)
+	}
+	for _, set := range s.Settings {
+		if isPinned(set.Name) || set.Name == "" {
+			return objection(classPinned, "it would change "+settingName(set)+", which is pinned here")
+		}
+		b.add("set", policy.Setting(b.d.e.name, b.d.database, set.Name), true, false)
+	}
+	return nil
+}
+
+func (b *opBuilder) transaction() error {
+	t := b.dec.stmt.Transaction
+	if t == nil {
+		return objection(classUnparsable, "the transaction statement isn't understood")
+	}
+	switch t.Op {
+	case sqlparse.TxBegin, sqlparse.TxCommit, sqlparse.TxRollback, sqlparse.TxSavepoint, sqlparse.TxRelease, sqlparse.TxRollbackTo:
+		b.onDatabase("connect", false, false)
+		return nil
+	default:
+		return objection(classUnsupported, "two-phase commit isn't supported by this proxy yet")
+	}
+}
+
+func settingName(s sqlparse.Setting) string {
+	if s.Name == "" {
+		return "every setting"
+	}
+	return s.Name
+}
+
+// settings adds the ops of SET and RESET. Pinned ones are refused, whatever policy says.
+func (b *opBuilder) settings() error {
+	s := b.dec.stmt
+	if len(s.Settings) == 0 {
+		if strings.HasPrefix(s.Tag, "SET CONSTRAINTS") {
+			b.onDatabase("connect", false, false)
+			return nil
+		}
+		return objection(classUnparsable, "the SET isn't understood")
+	}
+	for _, set := range s.Settings {
+		name := strings.ToLower(set.Name)
+		switch {
+		case name == "application_name" && len(s.Settings) == 1:
+			// The name at the target names the session. Many clients set theirs; they get the same answer.
+			b.dec.text = "SET application_name = " + quoteLiteral(b.d.app)
+			b.onDatabase("connect", false, false)
+		case name == "" || isPinned(name) && (set.Op == sqlparse.SettingReset || len(set.Values) != 1 || !pinnedSame(name, set.Values[0])):
+			if set.Op == sqlparse.SettingReset && name != "" && name != "role" && name != "session_authorization" {
+				// What was given at connect is what RESET goes back to.
+				b.onDatabase("connect", false, false)
+				continue
+			}
+			return objection(classPinned, settingName(set)+" is pinned at this proxy and can't be changed; use qualified names where search_path would matter")
+		case isPinned(name) || isHarmlessSetting(name):
+			b.onDatabase("connect", false, false)
+		default:
+			b.add("set", policy.Setting(b.d.e.name, b.d.database, name), true, false)
+		}
+	}
+	return nil
+}
+
+func quoteLiteral(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
+
+var plainName = regexp.MustCompile(`^[a-z0-9]+$`)
+
+// deallocate puts the name at the target in the place of the agent's.
+func (b *opBuilder) deallocate() error {
+	s := b.dec.stmt
+	b.onDatabase("connect", false, false)
+	if s.Object == "" {
+		return nil
+	}
+	name, ok := b.d.prepared(s.Object)
+	if !ok {
+		name = "none"
+	}
+	if !plainName.MatchString(name) {
+		return objection(classUnsupported, "this prepared statement can't be deallocated by SQL")
+	}
+	b.dec.text = `DEALLOCATE "` + name + `"`
+	return nil
+}

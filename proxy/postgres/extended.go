@@ -1,0 +1,482 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/deputymesh/deputy/internal/sqlparse"
+	"github.com/deputymesh/deputy/proxy"
+)
+
+// prepared is one of the agent's prepared statements.
+type prepared struct {
+	upstream string // its name at the target
+	stmt     *sqlparse.Statement
+	text     string
+	run      *run // the pass of the Parse, until an Execute takes it
+	state    *state
+}
+
+// portal is one of the agent's portals.
+type portal struct {
+	upstream string
+	prepared *prepared
+	run      *run
+	rows     int64 // handed out so far
+	state    *state
+}
+
+// state says whether the target has something: made in this batch (then it is there if anything after it runs), known to
+// be there, or known to be gone.
+type state struct {
+	batch int
+	q     *queue // its lock guards what follows
+	there bool
+	gone  bool
+}
+
+func (s *session) newState() *state { return &state{batch: s.batch, q: s.q} }
+
+func (t *state) confirm() { t.q.mu.Lock(); t.there = true; t.q.mu.Unlock() }
+func (t *state) undo()    { t.q.mu.Lock(); t.gone = true; t.q.mu.Unlock() }
+
+// usable says whether the target has it. Where that isn't known yet, it waits for the target.
+func (s *session) usable(ctx context.Context, t *state) (bool, error) {
+	for range 2 {
+		s.q.mu.Lock()
+		there, gone := t.there, t.gone
+		s.q.mu.Unlock()
+		if gone {
+			return false, nil
+		}
+		if there || t.batch == s.batch {
+			return true, nil
+		}
+		if err := s.settle(ctx, 0); err != nil {
+			return false, err
+		}
+	}
+	return false, nil
+}
+
+const (
+	maxStatements = 10000
+	maxPortals    = 10000
+	maxNameBytes  = 256
+)
+
+// parse handles Parse: the text is decided before the target sees it.
+func (s *session) parse(ctx context.Context, p *parts) error {
+	name, text := p.cstring(), p.cstring()
+	types := p.b
+	n := p.int16()
+	if n < 0 || len(p.take(4*n)) != 4*n || !p.done() || len(name) > maxNameBytes {
+		return badMessage('P')
+	}
+	s.open = true
+	if name != "" {
+		if old := s.statements[name]; old != nil {
+			there, err := s.usable(ctx, old.state)
+			if err != nil {
+				return err
+			}
+			if there {
+				return s.poison(ctx, &fault{code: codeDupStatement, message: fmt.Sprintf("prepared statement %q already exists", name)})
+			}
+		} else if len(s.statements) >= maxStatements {
+			return s.poison(ctx, &fault{code: codeTooLarge, message: "too many prepared statements", hint: "Close some."})
+		}
+	}
+	list, f, err := s.facts(ctx, text)
+	if err != nil {
+		return err
+	}
+	if f == nil && len(list) > 1 {
+		f = &fault{code: codeSyntax, message: "cannot insert multiple commands into a prepared statement"}
+	}
+	if f != nil {
+		return s.poison(ctx, f)
+	}
+	prep := &prepared{text: text, state: s.newState()}
+	if name != "" {
+		s.serial++
+		prep.upstream = fmt.Sprintf("d%d", s.serial)
+	}
+	e := &entry{step: stepParse, confirm: prep.state.confirm, undo: prep.state.undo}
+	if len(list) == 1 {
+		prep.stmt = &list[0]
+		if prep.run, f, err = s.authorize(ctx, prep.stmt); err != nil {
+			return err
+		}
+		if f != nil {
+			return s.poison(ctx, f)
+		}
+		if prep.run.d.text != "" {
+			prep.text = prep.run.d.text
+		}
+		s.keep(prep.run)
+		if err := s.usePasses(ctx, []*run{prep.run}); err != nil {
+			return err
+		}
+		e.run = prep.run
+	}
+	s.statements[name] = prep
+	if ok, err := s.send(ctx, e); err != nil || !ok {
+		return err
+	}
+	o := s.up.out
+	o.begin('P')
+	o.cstring(prep.upstream)
+	o.cstring(prep.text)
+	o.bytes(types)
+	o.end()
+	return nil
+}
+
+// statement finds a prepared statement that the target has.
+func (s *session) statement(ctx context.Context, name string) (*prepared, error) {
+	p := s.statements[name]
+	if p == nil {
+		return nil, nil
+	}
+	ok, err := s.usable(ctx, p.state)
+	if err != nil || !ok {
+		return nil, err
+	}
+	return p, nil
+}
+
+func noStatement(name string) *fault {
+	if name == "" {
+		return &fault{code: codeNoStatement, message: "unnamed prepared statement does not exist"}
+	}
+	return &fault{code: codeNoStatement, message: fmt.Sprintf("prepared statement %q does not exist", clip(name, 64))}
+}
+
+// pass gives the run for what is done now with a prepared statement: the one of its Parse in this batch, or a new one.
+func (s *session) pass(ctx context.Context, p *prepared) (*run, *fault, error) {
+	if r := p.run; r != nil {
+		p.run = nil
+		if p.state.batch == s.batch {
+			return r, nil, nil
+		}
+	}
+	r, f, err := s.authorize(ctx, p.stmt)
+	if err != nil || f != nil {
+		return nil, f, err
+	}
+	return r, nil, s.usePasses(ctx, []*run{r})
+}
+
+// bind handles Bind. What could run already while the target plans needs its pass here.
+func (s *session) bind(ctx context.Context, p *parts) error {
+	name, source := p.cstring(), p.cstring()
+	rest := p.b
+	if !wellFormedBind(p) || len(name) > maxNameBytes {
+		return badMessage('B')
+	}
+	s.open = true
+	prep, err := s.statement(ctx, source)
+	if err != nil {
+		return err
+	}
+	if prep == nil {
+		return s.poison(ctx, noStatement(source))
+	}
+	if name != "" {
+		if old := s.portals[name]; old != nil {
+			// A portal ends with its transaction, which only the target knows; its own name at the target makes a
+			// second one harmless. Within one batch it is surely there.
+			if old.state.batch == s.batch {
+				return s.poison(ctx, &fault{code: codeDupPortal, message: fmt.Sprintf("cursor %q already exists", name)})
+			}
+		} else if s.buryPortals(); len(s.portals) >= maxPortals {
+			return s.poison(ctx, &fault{code: codeTooLarge, message: "too many portals", hint: "Close some."})
+		}
+	}
+	port := &portal{prepared: prep, state: s.newState()}
+	if name != "" {
+		s.serial++
+		port.upstream = fmt.Sprintf("p%d", s.serial)
+	}
+	e := &entry{step: stepBind, confirm: port.state.confirm, undo: port.state.undo}
+	if prep.stmt != nil && s.planRuns(prep) {
+		var f *fault
+		if port.run, f, err = s.pass(ctx, prep); err != nil {
+			return err
+		}
+		if f != nil {
+			return s.poison(ctx, f)
+		}
+		s.keep(port.run)
+		e.run, e.scrub = port.run, port.run.touched
+	}
+	s.portals[name] = port
+	if ok, err := s.send(ctx, e); err != nil || !ok {
+		return err
+	}
+	s.writeBind(port.upstream, prep.upstream, rest)
+	return nil
+}
+
+// planRuns says whether planning the statement may run what isn't known as harmless. In doubt it says so.
+func (s *session) planRuns(p *prepared) bool {
+	if p.run != nil && p.state.batch == s.batch {
+		return !p.run.d.planned
+	}
+	cat := s.e.catalogs[s.database]
+	cat.mu.Lock()
+	snap := cat.current
+	cat.mu.Unlock()
+	return snap == nil || snap.casts || !harmlessNames(p.stmt, names{snap})
+}
+
+func wellFormedBind(p *parts) bool {
+	formats := p.int16()
+	if formats < 0 {
+		return false
+	}
+	p.take(2 * formats)
+	params := p.int16()
+	if params < 0 || formats > 1 && formats != params {
+		return false
+	}
+	for range params {
+		if n := p.int32(); n > 0 {
+			p.take(n)
+		} else if n < -1 {
+			return false
+		}
+		if p.bad {
+			return false
+		}
+	}
+	results := p.int16()
+	if results < 0 {
+		return false
+	}
+	p.take(2 * results)
+	return p.done()
+}
+
+func (s *session) writeBind(portal, statement string, rest []byte) {
+	o := s.up.out
+	o.begin('B')
+	o.cstring(portal)
+	o.cstring(statement)
+	o.bytes(rest)
+	o.end()
+}
+
+// describeOrClose handles Describe and Close.
+func (s *session) describeOrClose(ctx context.Context, kind byte, p *parts) error {
+	what, name := p.byte(), p.cstring()
+	if !p.done() || what != 'S' && what != 'P' {
+		return badMessage(kind)
+	}
+	s.open = true
+	// A name that nobody has: closing it succeeds, as it does for any unknown one.
+	upstream := refusedPortal
+	e := &entry{step: stepClose}
+	if kind == 'D' {
+		e.step = stepDescribeS
+		if what == 'P' {
+			e.step = stepDescribeP
+		}
+	}
+	if what == 'S' {
+		prep, err := s.statement(ctx, name)
+		if err != nil {
+			return err
+		}
+		switch {
+		case prep != nil:
+			upstream = prep.upstream
+			if kind == 'C' {
+				delete(s.statements, name)
+			}
+		case kind == 'D':
+			return s.poison(ctx, noStatement(name))
+		}
+	} else {
+		port, err := s.portal(ctx, name)
+		if err != nil {
+			return err
+		}
+		switch {
+		case port != nil:
+			upstream = port.upstream
+			if kind == 'C' {
+				delete(s.portals, name)
+			}
+		case kind == 'D':
+			return s.poison(ctx, noPortal(name))
+		}
+	}
+	if ok, err := s.send(ctx, e); err != nil || !ok {
+		return err
+	}
+	o := s.up.out
+	o.begin(kind)
+	o.byte(what)
+	o.cstring(upstream)
+	o.end()
+	return nil
+}
+
+func (s *session) portal(ctx context.Context, name string) (*portal, error) {
+	p := s.portals[name]
+	if p == nil {
+		return nil, nil
+	}
+	if s.buried(p) {
+		delete(s.portals, name)
+		return nil, nil
+	}
+	ok, err := s.usable(ctx, p.state)
+	if err != nil || !ok {
+		return nil, err
+	}
+	return p, nil
+}
+
+// buried says that the transaction of the portal is over.
+func (s *session) buried(p *portal) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return p.state.batch <= s.idleAfter
+}
+
+// buryPortals forgets portals of transactions that are over, when there are many.
+func (s *session) buryPortals() {
+	if len(s.portals) < 256 {
+		return
+	}
+	for name, p := range s.portals {
+		if s.buried(p) {
+			delete(s.portals, name)
+		}
+	}
+}
+
+func noPortal(name string) *fault {
+	return &fault{code: codeNoPortal, message: fmt.Sprintf("portal %q does not exist", clip(name, 64))}
+}
+
+// execute handles Execute: each one has a pass of its own.
+func (s *session) execute(ctx context.Context, p *parts) error {
+	name, rows := p.cstring(), p.int32()
+	if !p.done() {
+		return badMessage('E')
+	}
+	rows = max(rows, 0)
+	s.open = true
+	port, err := s.portal(ctx, name)
+	if err != nil {
+		return err
+	}
+	if port == nil {
+		return s.poison(ctx, noPortal(name))
+	}
+	if port.prepared.stmt == nil {
+		// An empty statement does nothing, and the target says so.
+		if ok, err := s.send(ctx, &entry{step: stepExecute}); err != nil || !ok {
+			return err
+		}
+		s.writeExecute(port.upstream, rows)
+		return nil
+	}
+	r, fresh := port.run, port.state.batch == s.batch
+	port.run = nil
+	if r == nil || !fresh {
+		var f *fault
+		if r, f, err = s.pass(ctx, port.prepared); err != nil {
+			return err
+		}
+		if f != nil {
+			return s.poison(ctx, f)
+		}
+	}
+	s.note([]*run{r})
+	describe := len(r.obligations.Masks) > 0
+	if r.limit > 0 {
+		return s.executeLimited(ctx, r, port.upstream, rows, !describe, func(n int64) { port.rows += n }, port.rows)
+	}
+	if describe {
+		if err := s.describeFor(ctx, r, port.upstream); err != nil {
+			return err
+		}
+	}
+	if ok, err := s.send(ctx, &entry{step: stepExecute, run: r, scrub: r.touched}); err != nil || !ok {
+		return err
+	}
+	s.writeExecute(port.upstream, rows)
+	return nil
+}
+
+// describeFor asks the target what the portal gives, for masking alone.
+func (s *session) describeFor(ctx context.Context, r *run, upstream string) error {
+	ok, err := s.send(ctx, &entry{step: stepDescribeP, hidden: true, run: r, scrub: r.touched})
+	if err != nil || !ok {
+		return err
+	}
+	o := s.up.out
+	o.begin('D')
+	o.byte('P')
+	o.cstring(upstream)
+	o.end()
+	return nil
+}
+
+// executeLimited executes a portal that may give at most r.limit rows, before of which are out already. It waits for the
+// answer, since what follows depends on it: one row too many, and the target is made to fail.
+func (s *session) executeLimited(ctx context.Context, r *run, upstream string, rows int, described bool, count func(int64), before int64) error {
+	if !described {
+		if err := s.describeFor(ctx, r, upstream); err != nil {
+			return err
+		}
+	}
+	r.limited, r.allowed = true, max(r.limit-before, 0)
+	ask := int(min(r.allowed+1, 1<<31-1))
+	if rows > 0 && rows < ask {
+		ask = rows
+	}
+	done := make(chan struct{})
+	ok, err := s.send(ctx, &entry{step: stepExecute, run: r, scrub: r.touched, done: done})
+	if err != nil || !ok {
+		return err
+	}
+	s.writeExecute(upstream, ask)
+	s.up.out.frame('H', nil)
+	if err := s.up.out.flush(); err != nil {
+		return &upstreamError{err}
+	}
+	select {
+	case <-done:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	count(r.rows)
+	if !r.exceeded {
+		return nil
+	}
+	f := &fault{
+		code: codeTooLarge, message: fmt.Sprintf("the result was cut after %d rows: that is the limit for this command", r.limit),
+		hint: "Ask for fewer rows, or for a policy with a higher limit.",
+	}
+	return s.poison(ctx, f)
+}
+
+// cutOutcome is what the record says of a result that a limit cut.
+func (r *run) cutOutcome() proxy.Outcome {
+	return proxy.Outcome{Status: "cut", Code: codeTooLarge, Limit: fmt.Sprintf("rows=%d", r.limit)}
+}
+
+// keep notes a run that ends with the batch if no Execute takes it.
+func (s *session) keep(r *run) {
+	if len(s.leftover) >= 1024 {
+		s.leftover = slices.DeleteFunc(s.leftover, (*run).isOver)
+	}
+	s.leftover = append(s.leftover, r)
+}

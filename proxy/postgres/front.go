@@ -1,0 +1,314 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/deputymesh/deputy/internal/sqlparse"
+	"github.com/deputymesh/deputy/policy"
+	"github.com/deputymesh/deputy/proxy"
+)
+
+// front reads the agent's messages, decides, and writes to the target, until the agent or the session is done.
+func (s *session) front(ctx context.Context) error {
+	for {
+		if !s.in.ready() {
+			if err := s.up.out.flush(); err != nil {
+				return &upstreamError{err}
+			}
+		}
+		kind, _, err := s.in.next()
+		if err != nil {
+			if errors.Is(err, errFrameLength) {
+				return protocolError("%v", err)
+			}
+			return err
+		}
+		body, err := s.in.body(kind, s.e.cfg.MaxMessage)
+		if err != nil {
+			var long *errTooLong
+			if errors.As(err, &long) {
+				return &fault{code: codeTooLarge, message: long.Error(), fatal: true}
+			}
+			return err
+		}
+		if err := s.message(ctx, kind, body); err != nil {
+			return err
+		}
+		if s.up.out.err != nil {
+			return &upstreamError{s.up.out.err}
+		}
+	}
+}
+
+// upstreamError is a failure of the connection to the target that the front met.
+type upstreamError struct{ err error }
+
+func (e *upstreamError) Error() string { return "writing to the target: " + e.err.Error() }
+func (e *upstreamError) Unwrap() error { return e.err }
+
+func (s *session) message(ctx context.Context, kind byte, body []byte) error {
+	if s.failed || s.open && s.q.skips() {
+		// As PostgreSQL does after an error in the extended protocol.
+		switch kind {
+		case 'S', 'X':
+		case 'P', 'B', 'D', 'E', 'C', 'H', 'Q', 'F', 'd', 'c', 'f':
+			return nil
+		}
+	}
+	p := parts{b: body}
+	switch kind {
+	case 'Q':
+		text := p.cstring()
+		if !p.done() {
+			return badMessage(kind)
+		}
+		return s.query(ctx, text)
+	case 'P':
+		return s.parse(ctx, &p)
+	case 'B':
+		return s.bind(ctx, &p)
+	case 'D', 'C':
+		return s.describeOrClose(ctx, kind, &p)
+	case 'E':
+		return s.execute(ctx, &p)
+	case 'S', 'H':
+		if len(body) > 0 {
+			return badMessage(kind)
+		}
+		if kind == 'H' {
+			s.up.out.frame('H', nil)
+			return nil
+		}
+		return s.sync(ctx)
+	case 'X':
+		return errTerminate
+	case 'F':
+		return s.unsupportedCall(ctx)
+	case 'd', 'c', 'f':
+		// Left over from a COPY that was refused.
+		return nil
+	default:
+		return protocolError("message %q is not known", kind)
+	}
+}
+
+func badMessage(kind byte) error { return protocolError("message %q is not well formed", kind) }
+
+// send pushes the entry and says whether the target will see it. The front waits here when too much is under way.
+func (s *session) send(ctx context.Context, e *entry) (bool, error) {
+	s.q.mu.Lock()
+	full := s.q.len() >= maxPending
+	s.q.mu.Unlock()
+	if full {
+		if err := s.settle(ctx, maxPending/2); err != nil {
+			return false, err
+		}
+	}
+	return s.q.push(e), nil
+}
+
+// settle makes the target answer and waits until at most n entries are open.
+func (s *session) settle(ctx context.Context, n int) error {
+	s.up.out.frame('H', nil)
+	if err := s.up.out.flush(); err != nil {
+		return &upstreamError{err}
+	}
+	return s.q.wait(ctx, n)
+}
+
+// ready settles what must be known before the next decision: definitions that the statements under way change.
+func (s *session) ready(ctx context.Context) error {
+	s.mu.Lock()
+	defined := s.defined
+	s.mu.Unlock()
+	if !defined {
+		return nil
+	}
+	return s.settle(ctx, 0)
+}
+
+// authorize decides about a statement and gives its run. A refusal comes as a fault.
+func (s *session) authorize(ctx context.Context, stmt *sqlparse.Statement) (*run, *fault, error) {
+	if err := s.ready(ctx); err != nil {
+		return nil, nil, err
+	}
+	d, err := s.decide(ctx, stmt)
+	if err != nil {
+		f, err := s.refuse(ctx, d.cmd, err)
+		return nil, f, err
+	}
+	var x *exposure
+	d.cmd.Check = func(ob policy.Obligations) error {
+		if len(ob.Masks) == 0 {
+			return nil
+		}
+		x = expose(d, ob)
+		return x.check()
+	}
+	pass, err := s.core.Authorize(ctx, d.cmd)
+	if err != nil {
+		f, err := s.refuse(ctx, d.cmd, err)
+		return nil, f, err
+	}
+	r := &run{pass: pass, d: d, record: context.WithoutCancel(ctx), obligations: pass.Obligations()}
+	if givesRows(stmt.Kind) {
+		r.limit = int64(min(r.obligations.MaxRows, 1<<31-2))
+	}
+	if len(r.obligations.Masks) > 0 {
+		r.touched = expose(d, r.obligations).touched()
+		s.sawMasked = s.sawMasked || r.touched
+	}
+	if stmt.Kind == sqlparse.KindTransaction && s.sawMasked {
+		// What was deferred to the end of the transaction speaks then.
+		r.touched = true
+	}
+	return r, nil, nil
+}
+
+// givesRows says whether a limit of rows means anything for the kind.
+func givesRows(k sqlparse.Kind) bool {
+	switch k {
+	case sqlparse.KindSelect, sqlparse.KindInsert, sqlparse.KindUpdate, sqlparse.KindDelete, sqlparse.KindMerge:
+		return true
+	default:
+		return false
+	}
+}
+
+// refuse turns an error of a decision into what the agent gets; one that isn't recorded yet is recorded.
+func (s *session) refuse(ctx context.Context, cmd proxy.Command, err error) (*fault, error) {
+	var refusal *proxy.Refusal
+	if !errors.As(err, &refusal) {
+		var o *proxy.Objection
+		if !errors.As(err, &o) {
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
+			return nil, fmt.Errorf("deciding: %w", err)
+		}
+		if _, joined := err.(interface{ Unwrap() []error }); joined {
+			s.log.ErrorContext(ctx, "a statement couldn't be decided", "error", err)
+		}
+		refusal = s.core.Refuse(ctx, cmd, *o)
+	}
+	f := refusalFault(refusal)
+	if refusal.Ended {
+		f.fatal = true
+		return nil, f
+	}
+	return f, nil
+}
+
+// refusalFault is a refusal in the words of the protocol.
+func refusalFault(r *proxy.Refusal) *fault {
+	f := &fault{code: codePrivilege, message: "refused: " + r.Error()}
+	switch r.Class {
+	case proxy.ClassCapability:
+		f.hint = "The credential doesn't cover this. Ask for a delegation that does."
+	case proxy.ClassPolicy:
+		f.hint = "Ask the owner of the target for a policy that permits it, or do without."
+	case proxy.ClassUndecided, proxy.ClassNotReady:
+		f.code, f.hint = "55000", "Tell the operator of this proxy."
+	case proxy.ClassStale:
+		f.code, f.hint = codeShutdown, "The proxy has lost touch with its broker. Try again in a moment."
+	case proxy.ClassRevoked, proxy.ClassExpired, proxy.ClassClosed:
+		f.code, f.hint = codeShutdown, "Get a fresh credential and connect again, if you still may."
+	case proxy.ClassEvidence:
+		f.code, f.hint = codeInternal, "Nothing runs that can't be recorded. Tell the operator of this proxy."
+	case proxy.ClassQuota:
+		f.code, f.hint = "53400", "Slow down, and try again."
+	case classUnparsable:
+		f.code, f.hint = codeSyntax, "Write the statement another way."
+	case classUnsupported:
+		f.code, f.hint = codeUnsupported, ""
+	case classMasked:
+		f.hint = "Select the column as it is, or leave it out."
+	case classTarget:
+		f.code, f.hint = codeNoConnection, "Try again."
+	}
+	return f
+}
+
+// facts parses a text. A text without facts is refused, and the refusal recorded.
+func (s *session) facts(ctx context.Context, text string) ([]sqlparse.Statement, *fault, error) {
+	list, err := s.e.cfg.Parser.Parse(ctx, text)
+	if err == nil {
+		return list, nil, nil
+	}
+	if ctx.Err() != nil {
+		return nil, nil, ctx.Err()
+	}
+	o := objection(classUnparsable, err.Error())
+	var syntax *sqlparse.SyntaxError
+	position := 0
+	switch {
+	case errors.As(err, &syntax):
+		position = syntax.Position
+	case errors.Is(err, sqlparse.ErrTooLarge), errors.Is(err, sqlparse.ErrTooComplex), errors.Is(err, sqlparse.ErrDied):
+	default:
+		s.log.ErrorContext(ctx, "parsing SQL failed", "error", err)
+		o.Reason = "the statement couldn't be parsed"
+	}
+	f, err := s.refuse(ctx, proxy.Command{Kind: "unparsable", Text: text, Database: s.database, Account: s.account}, o)
+	if f != nil {
+		f.position = position
+	}
+	return nil, f, err
+}
+
+// refusedPortal is the name of a portal that never exists: an Execute of it makes the target fail as it would for an error
+// of its own, and stands in the target's log.
+const refusedPortal = "refused by deputy"
+
+// poison makes the target fail at this place of the pipeline, and puts the refusal in the place of its error.
+func (s *session) poison(ctx context.Context, f *fault) error {
+	ok, err := s.send(ctx, &entry{step: stepExecute, refusal: f})
+	if err != nil {
+		return err
+	}
+	if ok {
+		s.writeExecute(refusedPortal, 0)
+	}
+	s.failed = true
+	return nil
+}
+
+// refuseQuery answers a simple Query with a refusal.
+func (s *session) refuseQuery(ctx context.Context, f *fault) error {
+	if err := s.poison(ctx, f); err != nil {
+		return err
+	}
+	return s.sync(ctx)
+}
+
+func (s *session) unsupportedCall(ctx context.Context) error {
+	o := objection(classUnsupported, "the fast-path function call isn't supported; use SELECT")
+	f, err := s.refuse(ctx, proxy.Command{Kind: "function call", Database: s.database, Account: s.account}, o)
+	if err != nil {
+		return err
+	}
+	return s.refuseQuery(ctx, f)
+}
+
+// sync ends a batch. Passes that were made at Parse or Bind and didn't come to an Execute end with it.
+func (s *session) sync(ctx context.Context) error {
+	e := &entry{step: stepSync, runs: s.leftover, scrub: s.sawMasked, batch: s.batch}
+	s.leftover = nil
+	s.failed, s.open = false, false
+	s.batch++
+	if _, err := s.send(ctx, e); err != nil {
+		return err
+	}
+	s.up.out.frame('S', nil)
+	return nil
+}
+
+func (s *session) writeExecute(portal string, rows int) {
+	o := s.up.out
+	o.begin('E')
+	o.cstring(portal)
+	o.int32(rows)
+	o.end()
+}

@@ -1,0 +1,167 @@
+package postgres
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/deputymesh/deputy/internal/mask"
+)
+
+// endTimeout bounds what is still done for a session that is over: the cancel at the target and the last message.
+const endTimeout = 800 * time.Millisecond
+
+// session is one agent's connection with its own connection to the target.
+type session struct {
+	e      *Engine
+	core   Session
+	client *tls.Conn
+	in     *frames
+	out    *sink
+	up     *upstream
+	q      *queue
+	log    *slog.Logger
+	key    cancelKey
+	peer   string // SPIFFE ID of the agent, for cancels
+	keyed  *mask.Keyed
+	decider
+
+	// What the front alone uses.
+	statements map[string]*prepared
+	portals    map[string]*portal
+	serial     int
+	batch      int  // counts Syncs
+	failed     bool // a refusal was sent in this batch: ignore everything up to the Sync
+	open       bool // extended messages were sent since the last Sync
+	leftover   []*run
+	// sawMasked says that a masked table was touched: errors at COMMIT may speak of it.
+	sawMasked bool
+
+	// What the back alone uses.
+	cut bool // a frame is half written: nothing more can be said
+
+	mu sync.Mutex
+	// idleAfter is the number of the last Sync after which no transaction was open.
+	idleAfter int
+	defined   bool // definitions may have changed since the last ReadyForQuery outside a transaction
+}
+
+// errTerminate says that the agent ended the session as one should.
+var errTerminate = errors.New("the agent said goodbye")
+
+func newSession(e *Engine, core Session, client *tls.Conn, up *upstream) (*session, error) {
+	key := make([]byte, 32)
+	if _, err := rand.Read(key); err != nil {
+		return nil, fmt.Errorf("making a session's masking key: %w", err)
+	}
+	keyed, err := mask.New(key)
+	if err != nil {
+		return nil, fmt.Errorf("making a session's masker: %w", err)
+	}
+	s := &session{
+		e: e, core: core, client: client, in: newFrames(client), out: newSink(client), up: up, q: newQueue(),
+		log: e.cfg.Logger.With("session", core.ID(), "target", e.name), keyed: keyed,
+		statements: map[string]*prepared{}, portals: map[string]*portal{}, batch: 1,
+	}
+	s.decider.prepared = func(name string) (string, bool) {
+		p, ok := s.statements[name]
+		if !ok {
+			return "", false
+		}
+		return p.upstream, true
+	}
+	return s, nil
+}
+
+// run relays until one side ends, then ends the other. It returns why, for the record.
+func (s *session) run(ctx context.Context) (reason, detail string) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type end struct {
+		front bool
+		err   error
+	}
+	ends := make(chan end, 2)
+	go func() { ends <- end{true, s.front(ctx)} }()
+	go func() { ends <- end{false, s.back(ctx)} }()
+
+	var first end
+	waiting := 2
+	select {
+	case first = <-ends:
+		waiting = 1
+	case <-ctx.Done():
+	case <-s.core.Context().Done():
+	}
+	over := s.core.Context().Err() != nil || ctx.Err() != nil
+	var last *fault
+	switch f, isFault := asFault(first.err); {
+	case over:
+		reason, detail, last = s.endedByCore(ctx)
+	case isFault:
+		reason, detail, last = "error", f.Error(), f
+		last.fatal = true
+	case first.front && (errors.Is(first.err, errTerminate) || isEOF(first.err)):
+		reason = "client"
+	case first.front:
+		reason, detail = "client", first.err.Error()
+	case isEOF(first.err):
+		reason, detail = "upstream", "the target closed the connection"
+		last = &fault{code: codeNoConnection, message: "the target closed the connection", fatal: true}
+	default:
+		reason, detail = "upstream", fmt.Sprint(first.err)
+		last = &fault{code: codeNoConnection, message: "the connection to the target broke", fatal: true}
+	}
+
+	// 1. Whatever still runs at the target is cancelled; nobody waits for its answer any more.
+	now := time.Now()
+	stop, done := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
+	defer done()
+	var cancelling sync.WaitGroup
+	if s.q.busy() && reason != "upstream" {
+		cancelling.Go(func() {
+			if err := s.up.cancel(stop); err != nil {
+				s.log.WarnContext(ctx, "cancel at the end of a session failed", "error", err)
+			}
+		})
+	}
+	// 2. Both halves stop, however slow the peers are.
+	cancel()
+	s.q.close()
+	_ = s.client.SetReadDeadline(now)
+	_ = s.client.SetWriteDeadline(now.Add(endTimeout / 2))
+	_ = s.up.conn.SetDeadline(now)
+	for ; waiting > 0; waiting-- {
+		<-ends
+	}
+	// 3. The agent hears why, if a message can still be put together.
+	if last != nil && !s.cut && s.out.err == nil {
+		_ = s.client.SetWriteDeadline(time.Now().Add(endTimeout / 2))
+		last.write(s.out)
+		_ = s.out.flush()
+	}
+	cancelling.Wait()
+	_ = s.up.conn.SetDeadline(time.Now().Add(endTimeout / 4))
+	_, _ = s.up.conn.Write([]byte{'X', 0, 0, 0, 4})
+	_ = s.up.conn.Close()
+	_ = s.client.SetDeadline(time.Now().Add(endTimeout / 4))
+	_ = s.client.Close()
+	return reason, detail
+}
+
+// endedByCore says why a session is over that neither side ended.
+func (s *session) endedByCore(ctx context.Context) (reason, detail string, last *fault) {
+	last = &fault{code: codeShutdown, message: "this proxy is shutting down", hint: "Connect again.", fatal: true}
+	cause := context.Cause(s.core.Context())
+	if cause == nil {
+		return "shutdown", "", last
+	}
+	last.message = "this session has ended: " + cause.Error()
+	last.hint = "Nothing more runs in it. Get a fresh credential and connect again, if you still may."
+	return "ended", cause.Error(), last
+}

@@ -1,0 +1,177 @@
+package postgres
+
+import (
+	"context"
+	"strings"
+
+	"github.com/deputymesh/deputy/internal/sqlparse"
+	"github.com/deputymesh/deputy/proxy"
+)
+
+// query handles a simple Query. All its statements are decided before any is sent.
+func (s *session) query(ctx context.Context, text string) error {
+	if s.open {
+		// Extended messages wait without a Sync: whether they failed decides what becomes of the Query.
+		if err := s.settle(ctx, 0); err != nil {
+			return err
+		}
+		if s.q.skips() {
+			return nil
+		}
+		s.open = false
+	}
+	list, f, err := s.facts(ctx, text)
+	if err != nil {
+		return err
+	}
+	if f != nil {
+		return s.refuseQuery(ctx, f)
+	}
+	var runs []*run
+	for i := range list {
+		r, f, err := s.authorize(ctx, &list[i])
+		if err != nil {
+			return err
+		}
+		if f == nil && len(list) > 1 && r.limit > 0 {
+			f, err = s.refuse(ctx, r.d.cmd, objection(classUnsupported, "the number of rows is limited, which this proxy can do for one statement at a time only; send them one by one"))
+			if err != nil {
+				return err
+			}
+			runs = append(runs, r)
+		}
+		if f != nil {
+			for _, r := range runs {
+				r.dropped()
+			}
+			return s.refuseQuery(ctx, f)
+		}
+		runs = append(runs, r)
+	}
+	// A simple Query does away with the unnamed statement and portal.
+	delete(s.statements, "")
+	delete(s.portals, "")
+	if err := s.usePasses(ctx, runs); err != nil {
+		return err
+	}
+	s.note(runs)
+	if len(runs) == 1 && runs[0].limit > 0 {
+		return s.limitedQuery(ctx, runs[0])
+	}
+	ok, err := s.send(ctx, &entry{step: stepQuery, runs: runs})
+	if err != nil || !ok {
+		return err
+	}
+	o := s.up.out
+	o.begin('Q')
+	o.cstring(joined(text, runs))
+	o.end()
+	return nil
+}
+
+// joined is the text for the target: the agent's own, unless a statement has another.
+func joined(text string, runs []*run) string {
+	own := true
+	for _, r := range runs {
+		own = own && r.d.text == ""
+	}
+	if own {
+		return text
+	}
+	var b strings.Builder
+	for i, r := range runs {
+		if i > 0 {
+			b.WriteString(";\n")
+		}
+		b.WriteString(r.text())
+	}
+	return b.String()
+}
+
+// text is what goes to the target.
+func (r *run) text() string {
+	if r.d.text != "" {
+		return r.d.text
+	}
+	return r.d.stmt.Text
+}
+
+// usePasses takes the passes of what is sent now; those of statements that may change something are durable already, and
+// waiting for them costs nothing. With one such among several, all wait: they are sent as one message.
+func (s *session) usePasses(ctx context.Context, runs []*run) error {
+	write := false
+	for _, r := range runs {
+		write = write || !r.d.cmd.ReadOnly
+	}
+	for _, r := range runs {
+		if write {
+			if err := r.pass.Wait(ctx); err != nil {
+				return passFault(err)
+			}
+		}
+		if err := r.use(len(r.text())); err != nil {
+			return passFault(err)
+		}
+	}
+	return nil
+}
+
+// passFault is a pass that failed after the decision: the log is down or the session over.
+func passFault(err error) error {
+	f := &fault{code: codeInternal, message: "refused: " + err.Error(), fatal: true}
+	if r, ok := err.(*proxy.Refusal); ok {
+		f = refusalFault(r)
+		f.fatal = true
+	}
+	return f
+}
+
+// note remembers what later decisions need to know about statements that are on their way.
+func (s *session) note(runs []*run) {
+	for _, r := range runs {
+		if r.d.defines {
+			s.mu.Lock()
+			s.defined = true
+			s.mu.Unlock()
+		}
+		if r.d.stmt.Kind == sqlparse.KindDeallocate {
+			if r.d.stmt.Object == "" {
+				clear(s.statements)
+			}
+			delete(s.statements, r.d.stmt.Object)
+		}
+	}
+}
+
+// limitedQuery runs one statement of a simple Query through a portal, which can stop after a number of rows. More rows
+// than the limit end it with an error, as if the target had failed: what the statement changed is undone.
+func (s *session) limitedQuery(ctx context.Context, r *run) error {
+	o := s.up.out
+	steps := []*entry{
+		{step: stepParse, hidden: true, run: r},
+		{step: stepBind, hidden: true, run: r},
+		{step: stepDescribeP, run: r},
+	}
+	for _, e := range steps {
+		e.scrub = r.touched
+		if ok, err := s.send(ctx, e); err != nil {
+			return err
+		} else if !ok {
+			return errQueueClosed
+		}
+	}
+	o.begin('P')
+	o.cstring("")
+	o.cstring(r.text())
+	o.int16(0)
+	o.end()
+	s.writeBind("", "", []byte{0, 0, 0, 0, 0, 0})
+	o.begin('D')
+	o.byte('P')
+	o.cstring("")
+	o.end()
+	if err := s.executeLimited(ctx, r, "", 0, true, func(int64) {}, 0); err != nil {
+		return err
+	}
+	return s.sync(ctx)
+}

@@ -1,0 +1,163 @@
+package postgres
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+const dialTimeout = 10 * time.Second
+
+func splitAddress(address string) (host string, port uint16, err error) {
+	host, p, err := net.SplitHostPort(address)
+	if err != nil {
+		return "", 0, fmt.Errorf("the target's address: %w", err)
+	}
+	n, err := strconv.ParseUint(p, 10, 16)
+	if err != nil || n == 0 || host == "" || strings.HasPrefix(host, "/") {
+		return "", 0, fmt.Errorf("the target's address %q: want host:port", address)
+	}
+	return host, uint16(n), nil
+}
+
+func targetName(id spiffeid.ID) string {
+	name, ok := strings.CutPrefix(id.Path(), "/target/")
+	if !ok || strings.Contains(name, "/") {
+		return ""
+	}
+	return name
+}
+
+// searchPath is the pinned search_path: pg_temp comes last, so that no temporary table takes the place of another.
+func searchPath(schemas []string) string {
+	var b strings.Builder
+	b.WriteString("pg_catalog")
+	for _, s := range schemas {
+		b.WriteString(`, "` + strings.ReplaceAll(s, `"`, `""`) + `"`)
+	}
+	b.WriteString(", pg_temp")
+	return b.String()
+}
+
+// connConfig is how the target is reached: verified TLS, SCRAM and nothing weaker, and the pinned settings.
+func (e *Engine) connConfig(account Account, database, application string, settings map[string]string) (*pgconn.Config, error) {
+	// pgconn wants to parse a string; everything that it may have taken from the environment is replaced.
+	cfg, err := pgconn.ParseConfig("host=localhost port=1 user=deputy dbname=deputy sslmode=disable passfile='' target_session_attrs=any")
+	if err != nil {
+		return nil, fmt.Errorf("preparing the connection to %s: %w", e.name, err)
+	}
+	cfg.Host, cfg.Port = e.host, e.port
+	cfg.User, cfg.Password, cfg.Database = account.Name, account.Password, database
+	cfg.Fallbacks = nil
+	cfg.ConnectTimeout = dialTimeout
+	cfg.SSLNegotiation, cfg.SSLCertMode = "postgres", "disable"
+	cfg.ValidateConnect, cfg.AfterConnect = nil, nil
+	cfg.MinProtocolVersion, cfg.MaxProtocolVersion = "3.0", "3.0"
+	name := e.cfg.Upstream.ServerName
+	if name == "" {
+		name = e.host
+	}
+	cfg.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: e.cfg.Upstream.RootCAs, ServerName: name}
+	cfg.RequireAuth = "scram-sha-256"
+	cfg.ChannelBinding = "require"
+	if e.cfg.Upstream.NoChannelBinding {
+		cfg.ChannelBinding = "prefer"
+	}
+	dialer := &net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}
+	cfg.DialFunc = dialer.DialContext
+	cfg.RuntimeParams = map[string]string{
+		"search_path":                 searchPath(e.cfg.Schemas),
+		"standard_conforming_strings": "on",
+		"client_encoding":             "UTF8",
+		"row_security":                "on",
+		"application_name":            application,
+	}
+	for k, v := range settings {
+		if !isPinned(k) {
+			cfg.RuntimeParams[k] = v
+		}
+	}
+	return cfg, nil
+}
+
+// upstream is one connection to the target, after authentication.
+type upstream struct {
+	conn   net.Conn
+	in     *frames
+	out    *sink
+	params map[string]string
+	config *pgconn.Config
+	pid    uint32
+	secret []byte
+}
+
+// dial connects to the target. The error never holds a secret: pgconn keeps passwords out of its errors.
+func (e *Engine) dial(ctx context.Context, account Account, database, application string, settings map[string]string) (*upstream, error) {
+	cfg, err := e.connConfig(account, database, application, settings)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	pg, err := pgconn.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("connecting to %s: %w", e.name, err)
+	}
+	h, err := pg.Hijack()
+	if err != nil {
+		return nil, fmt.Errorf("connecting to %s: %w", e.name, err)
+	}
+	if h.Frontend.ReadBufferLen() > 0 {
+		_ = h.Conn.Close()
+		return nil, fmt.Errorf("connecting to %s: the server went on talking after ReadyForQuery", e.name)
+	}
+	return &upstream{
+		conn: h.Conn, in: newFrames(h.Conn), out: newSink(h.Conn),
+		params: h.ParameterStatuses, config: cfg, pid: h.PID, secret: h.SecretKey,
+	}, nil
+}
+
+// cancel asks the target, over a connection of its own and by TLS, to end what the connection runs.
+func (u *upstream) cancel(ctx context.Context) error {
+	conn, err := u.config.DialFunc(ctx, "tcp", u.conn.RemoteAddr().String())
+	if err != nil {
+		return fmt.Errorf("cancelling at the target: %w", err)
+	}
+	defer conn.Close()
+	if deadline, ok := ctx.Deadline(); ok {
+		_ = conn.SetDeadline(deadline)
+	}
+	var ask [8]byte
+	binary.BigEndian.PutUint32(ask[:], 8)
+	binary.BigEndian.PutUint32(ask[4:], codeSSL)
+	if _, err := conn.Write(ask[:]); err != nil {
+		return fmt.Errorf("cancelling at the target: %w", err)
+	}
+	if _, err := io.ReadFull(conn, ask[:1]); err != nil {
+		return fmt.Errorf("cancelling at the target: %w", err)
+	}
+	if ask[0] != 'S' {
+		return errors.New("cancelling at the target: it doesn't offer TLS any more")
+	}
+	secured := tls.Client(conn, u.config.TLSConfig)
+	msg := make([]byte, 12, 12+len(u.secret))
+	binary.BigEndian.PutUint32(msg, uint32(12+len(u.secret)))
+	binary.BigEndian.PutUint32(msg[4:], codeCancel)
+	binary.BigEndian.PutUint32(msg[8:], u.pid)
+	if _, err := secured.Write(append(msg, u.secret...)); err != nil {
+		return fmt.Errorf("cancelling at the target: %w", err)
+	}
+	// The server closes when it has sent the signal.
+	_, _ = secured.Read(ask[:])
+	return nil
+}
