@@ -193,7 +193,7 @@ func (j jwk) publicKey() (*ecdsa.PublicKey, error) {
 // P256 refuses every public key but ECDSA on P-256.
 func P256(pub crypto.PublicKey) (*ecdsa.PublicKey, error) {
 	k, ok := pub.(*ecdsa.PublicKey)
-	if !ok || k.Curve != elliptic.P256() {
+	if !ok || k == nil || k.Curve != elliptic.P256() {
 		return nil, refuse(ClassHeaderKey, "key is %T, want ECDSA on P-256", pub)
 	}
 	return k, nil
