@@ -128,7 +128,12 @@ func newMesh(t testing.TB, opts ...option) *mesh {
 	for _, o := range opts {
 		o(&logCfg, &cfg, &stateCfg)
 	}
-	m.log = audittest.OpenConfig(t, logCfg)
+	if d, ok := logCfg.FS.(*disk); ok && d.mayBreak {
+		m.log = must(audit.Open(logCfg))
+		t.Cleanup(func() { _ = m.log.Close() })
+	} else {
+		m.log = audittest.OpenConfig(t, logCfg)
+	}
 	stateCfg.Log, cfg.Log = m.log, m.log
 	m.state = must(proxy.NewState(stateCfg))
 	cfg.State, cfg.IdentityKeys = m.state, proxy.NewIdentityKeys(m.log, 12*time.Hour, m.clock.Now)
@@ -146,6 +151,13 @@ func serving(t testing.TB, opts ...option) *mesh {
 	m := newMesh(t, opts...)
 	m.apply(m.snapshot())
 	return m
+}
+
+// servingOnBrokenDisk is for tests that break the disk: closing a poisoned log fails, and may.
+func servingOnBrokenDisk(t testing.TB, d *disk) *mesh {
+	t.Helper()
+	d.mayBreak = true
+	return serving(t, d.use)
 }
 
 func (m *mesh) agent(id actor.AgentID) *agent {
