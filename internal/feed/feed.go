@@ -16,7 +16,7 @@ import (
 // Limits of one message.
 const (
 	// MaxMessage is the largest message on the feed, in bytes; both sides set it as gRPC's limit.
-	MaxMessage = 16 << 20
+	MaxMessage = 64 << 20
 	// HeartbeatEvery is how often the broker speaks when it has nothing to say.
 	HeartbeatEvery = 2 * time.Second
 
@@ -24,7 +24,7 @@ const (
 	maxKeys      = 16
 	maxStatement = 16 << 10
 	maxPolicySet = 4 << 20
-	maxChanges   = 100_000
+	maxChanges   = 250_000
 	maxReason    = 1024
 	maxID        = 128
 )

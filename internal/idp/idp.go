@@ -213,6 +213,17 @@ func (v *Verifier) Ready() (missing []string) {
 	return missing
 }
 
+// Document is the exact key document that a provider published last, for evidence; nil if there is none.
+func (v *Verifier) Document(issuer string) []byte {
+	p, ok := v.providers[issuer]
+	if !ok {
+		return nil
+	}
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return bytes.Clone(p.document)
+}
+
 func (p *provider) ready() bool {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
