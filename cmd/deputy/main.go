@@ -48,6 +48,9 @@ func newRootCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(newSampleSignInCommand(), newSampleCertificateCommand())
+	root.AddCommand(
+		newProxyCommand(), newPolicyCommand(),
+		newSampleSignInCommand(), newSampleCertificateCommand(), newSQLParseChildCommand(),
+	)
 	return root
 }

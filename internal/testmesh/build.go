@@ -1,0 +1,71 @@
+package testmesh
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+)
+
+// binaries are built once for a test process, with the race detector, into a folder that every uid
+// may enter.
+var binaries struct {
+	once sync.Once
+	dir  string
+	err  error
+}
+
+// Build builds the programs under test and returns their folder.
+func Build(t testing.TB) string {
+	t.Helper()
+	binaries.once.Do(func() {
+		binaries.dir, binaries.err = build()
+	})
+	if binaries.err != nil {
+		t.Fatal(binaries.err)
+	}
+	return binaries.dir
+}
+
+func build() (string, error) {
+	dir, err := os.MkdirTemp("", "deputy-test-bin-")
+	if err != nil {
+		return "", err
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return "", err
+	}
+	cmd := exec.Command("go", "build", "-race", "-o", dir+"/", "./cmd/deputy", "./examples/team")
+	cmd.Dir = moduleRoot()
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("building the programs under test: %w\n%s", err, out)
+	}
+	return dir, nil
+}
+
+// RemoveBinaries removes what Build made; call it from TestMain.
+func RemoveBinaries() {
+	if binaries.dir != "" {
+		_ = os.RemoveAll(binaries.dir)
+	}
+}
+
+// moduleRoot is the folder of go.mod, upward from the test's folder.
+func moduleRoot() string {
+	dir, err := os.Getwd()
+	if err != nil {
+		panic(err)
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir
+		}
+		parent := filepath.Dir(dir)
+		if parent == dir {
+			panic("testmesh: no go.mod above the test's folder")
+		}
+		dir = parent
+	}
+}
