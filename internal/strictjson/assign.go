@@ -111,10 +111,10 @@ func assign(n node, v reflect.Value, at string) error {
 }
 
 func assignStruct(n node, v reflect.Value, at string) error {
-	fields := reflect.VisibleFields(v.Type())
+	t := v.Type()
 	taken := make([]bool, len(n.members))
-	for _, f := range fields {
-		name, optional := tag(f)
+	for k := range t.NumField() {
+		name, optional := tag(t.Field(k))
 		if name == "" {
 			continue
 		}
@@ -122,7 +122,7 @@ func assignStruct(n node, v reflect.Value, at string) error {
 		for i, m := range n.members {
 			if m.name == name {
 				taken[i], found = true, true
-				if err := assign(m.value, v.FieldByIndex(f.Index), join(at, name)); err != nil {
+				if err := assign(m.value, v.Field(k), join(at, name)); err != nil {
 					return err
 				}
 				break
@@ -142,8 +142,8 @@ func assignStruct(n node, v reflect.Value, at string) error {
 		if taken[i] {
 			continue
 		}
-		for _, f := range fields {
-			if name, _ := tag(f); name != "" && fold(name) == fold(m.name) {
+		for k := range t.NumField() {
+			if name, _ := tag(t.Field(k)); name != "" && fold(name) == fold(m.name) {
 				return fmt.Errorf("%w: %q instead of %q%s", ErrCase, m.name, name, where(at))
 			}
 		}

@@ -297,13 +297,21 @@ func (p *parser) object(depth int) (node, error) {
 }
 
 // fold maps every rune to the smallest of its simple case folding orbit, which
-// is the relation that strings.EqualFold and encoding/json use.
+// is the relation that strings.EqualFold and encoding/json use. For ASCII that is
+// the upper case.
 func fold(s string) string {
-	return strings.Map(func(r rune) rune {
-		least := r
-		for f := unicode.SimpleFold(r); f != r; f = unicode.SimpleFold(f) {
-			least = min(least, f)
+	for i := range len(s) {
+		if s[i] >= utf8.RuneSelf {
+			return strings.Map(foldRune, s)
 		}
-		return least
-	}, s)
+	}
+	return strings.ToUpper(s)
+}
+
+func foldRune(r rune) rune {
+	least := r
+	for f := unicode.SimpleFold(r); f != r; f = unicode.SimpleFold(f) {
+		least = min(least, f)
+	}
+	return least
 }
