@@ -1,0 +1,237 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/deputymesh/deputy/issuer"
+	"github.com/deputymesh/deputy/issuer/ca"
+	"github.com/deputymesh/deputy/issuer/sqlite"
+)
+
+func newIssuerCommand() *cobra.Command {
+	var config string
+	var unsafeDev bool
+	cmd := &cobra.Command{
+		Use:   "issuer --config issuer.yaml",
+		Short: "Run the issuer: identities for roles and nested agents",
+		Long: "The issuer gives X.509-SVIDs to roles and to nested agents, by what the kernel says about its callers.\n" +
+			"It attests processes of its own host. Run it as root, or with CAP_SYS_PTRACE: otherwise it can't see the executables\n" +
+			"of other users, and entries that select by path or sha256 match nobody. SIGHUP reads the CA certificates again.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := loadConfig(config, func(c *issuerConfig) error {
+				if err := c.check(unsafeDev); err != nil {
+					return err
+				}
+				return c.checkAccounts()
+			})
+			if err != nil {
+				return err
+			}
+			return runIssuer(cmd.Context(), cfg, config, unsafeDev)
+		},
+	}
+	cmd.Flags().StringVar(&config, "config", "", "configuration file (deputy init writes one)")
+	cmd.Flags().BoolVar(&unsafeDev, "unsafe-dev", false, "accept the trust domain of `deputy dev`, whose grants prove nothing")
+	cmd.MarkFlagRequired("config")
+	return cmd
+}
+
+// runIssuer serves until ctx is done. cfg was checked.
+func runIssuer(ctx context.Context, cfg *issuerConfig, config string, unsafeDev bool) (err error) {
+	logger := slog.Default().With("role", "issuer")
+	td, err := parseTrustDomain(cfg.TrustDomain, unsafeDev)
+	if err != nil {
+		return err
+	}
+	id, err := spiffeid.FromSegments(td, "deputy", "issuer")
+	if err != nil {
+		return err
+	}
+
+	// 1. The CA, and what else stands in the bundle.
+	key, err := readPrivateKey(beside(config, cfg.CA.Key))
+	if err != nil {
+		return fmt.Errorf("reading the CA key: %w", err)
+	}
+	bundle, err := readAuthorities(beside(config, cfg.CA.Cert), td)
+	if err != nil {
+		return err
+	}
+	authority, err := ca.New(ca.Config{TrustDomain: td, Certificate: bundle[0], Key: key, TTL: cfg.SVIDTTL})
+	if err != nil {
+		return fmt.Errorf("%s: %w", beside(config, cfg.CA.Cert), err)
+	}
+
+	// 2. The log and the database. The log's lock also keeps a second issuer away from the database.
+	log, err := openAudit(cfg.Audit, config, id, unsafeDev && cfg.TrustDomain == devTrustDomain)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, log.Close()) }()
+	dir := beside(config, cfg.DataDir)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("making the data folder: %w", err)
+	}
+	store, err := sqlite.Open(filepath.Join(dir, "issuer.db"))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+
+	// 3. The role, and its socket last: whoever can connect is served.
+	roles, err := cfg.roles()
+	if err != nil {
+		return err
+	}
+	role, err := issuer.New(issuer.Config{
+		CA: authority, Bundle: bundle, Roles: roles, Agents: cfg.firstLevel(), UIDs: cfg.uids(), Limits: cfg.limits(),
+		Store: store, Log: log, UnsafeDev: unsafeDev, Logger: logger,
+	})
+	if err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 && cfg.readsExecutables() {
+		logger.WarnContext(ctx, "entries select by path or sha256, which needs root or CAP_SYS_PTRACE for processes of other users")
+	}
+	listener, err := listenForWorkloads(beside(config, cfg.Socket))
+	if err != nil {
+		return err
+	}
+	stop := onHangup(ctx, func() {
+		if err := reloadBundle(role, beside(config, cfg.CA.Cert), authority); err != nil {
+			logger.ErrorContext(ctx, "reading the CA certificates again failed; the old ones stay", "error", err)
+			return
+		}
+		logger.InfoContext(ctx, "CA certificates read again and pushed")
+	})
+	defer stop()
+	logger.InfoContext(ctx, "ready", "id", id, "socket", listener.Addr().String())
+	return role.Serve(ctx, listener)
+}
+
+func (c *issuerConfig) readsExecutables() bool {
+	for _, e := range c.Entries {
+		if e.Unix.Path != "" || e.Unix.SHA256 != "" {
+			return true
+		}
+	}
+	for _, e := range c.Agents {
+		if e.Unix.Path != "" || e.Unix.SHA256 != "" {
+			return true
+		}
+	}
+	return false
+}
+
+func readAuthorities(path string, td spiffeid.TrustDomain) ([]*x509.Certificate, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading the CA certificates: %w", err)
+	}
+	defer f.Close()
+	raw, err := io.ReadAll(io.LimitReader(f, maxKeyFile+1))
+	if err != nil {
+		return nil, fmt.Errorf("reading the CA certificates: %w", err)
+	}
+	if len(raw) > maxKeyFile {
+		return nil, fmt.Errorf("CA certificates %s: larger than %d bytes", path, maxKeyFile)
+	}
+	certs, err := ca.DecodeCertificates(raw, td)
+	if err != nil {
+		return nil, fmt.Errorf("CA certificates %s: %w", path, err)
+	}
+	return certs, nil
+}
+
+func reloadBundle(role *issuer.Issuer, path string, authority *ca.CA) error {
+	certs, err := readAuthorities(path, authority.TrustDomain())
+	if err != nil {
+		return err
+	}
+	if !certs[0].Equal(authority.Certificate()) {
+		return fmt.Errorf("CA certificates %s: the first one isn't the one in use; add the next one after it, and restart with its key once everybody has it", path)
+	}
+	role.SetBundle(certs...)
+	return nil
+}
+
+// onHangup calls f for each SIGHUP until the returned function is called.
+func onHangup(ctx context.Context, f func()) (stop func()) {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-hup:
+				f()
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(hup)
+		cancel()
+		<-done
+	}
+}
+
+// listenForWorkloads makes the issuer's socket: everybody may connect, since the kernel says who did, but nobody else may
+// put another socket in its place.
+func listenForWorkloads(path string) (net.Listener, error) {
+	fail := func(err error) (net.Listener, error) { return nil, fmt.Errorf("opening the socket %s: %w", path, err) }
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fail(err)
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return fail(err)
+	}
+	owner, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || int(owner.Uid) != os.Geteuid() || info.Mode().Perm()&0o022 != 0 {
+		return fail(fmt.Errorf("its folder %s must belong to the issuer's user and be writable by nobody else (such as mode 0755)", dir))
+	}
+	switch old, err := os.Lstat(path); {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return fail(err)
+	case old.Mode().Type() != fs.ModeSocket:
+		return fail(errors.New("there is a file that is no socket; move it away"))
+	default:
+		if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+			c.Close()
+			return fail(errors.New("somebody serves it already; stop that one first"))
+		}
+		if err := os.Remove(path); err != nil {
+			return fail(err)
+		}
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return fail(err)
+	}
+	if err := os.Chmod(path, 0o666); err != nil {
+		return fail(errors.Join(err, l.Close()))
+	}
+	return l, nil
+}
