@@ -49,7 +49,7 @@ func newRootCommand() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.AddCommand(
-		newProxyCommand(), newPolicyCommand(),
+		newInitCommand(), newProxyCommand(), newPolicyCommand(),
 		newSampleSignInCommand(), newSampleCertificateCommand(), newSQLParseChildCommand(),
 	)
 	return root

@@ -1,0 +1,324 @@
+package main
+
+import (
+	"bytes"
+	"embed"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"text/template"
+
+	"github.com/spf13/cobra"
+
+	"github.com/deputymesh/deputy/internal/target"
+)
+
+//go:embed templates/*.yaml
+var templates embed.FS
+
+// initOptions are the flags of `deputy init`.
+type initOptions struct {
+	trustDomain      string
+	mesh             string
+	basePort         int
+	identityProvider string
+	clientID         string
+	algorithms       []string
+	providerCA       string
+	rolesClaim       string
+	roles            []string
+	operators        []string
+	sampleUsers      []string
+	postgres         []string
+	postgresCA       string
+	accounts         []string
+	agents           []string
+	policy           string
+	uids             []string
+	agentUIDs        string
+	starterUID       int
+	unsafeDev        bool
+}
+
+// meshPlan is what the templates and the key maker work from.
+type meshPlan struct {
+	Dir, Binary            string
+	TrustDomain, Mesh      string
+	Socket, ProxyName      string
+	WebListen, TokenListen string
+	FeedListen             string
+	RenewalListen          string
+	SignInListen           string
+	IdentityProvider       string
+	ClientID, Algorithms   string
+	ProviderCA             string // file to copy, or "sample"
+	RolesClaim             string
+	Roles, OperatorRoles   []claimRole
+	Targets                []planTarget
+	Agents                 []string
+	SampleUsers            []planUser
+	Policy                 string
+	AgentStarterUID        int
+	FirstAgentUID          int
+	LastAgentUID           int
+	IssuerUID, BrokerUID   int
+	ProxyUID, SignInUID    int
+	unsafeDev              bool
+}
+
+type claimRole struct{ Claim, Role string }
+
+type planTarget struct {
+	Name, Listen, Address, Database, CA string
+	Accounts                            []planAccount
+}
+
+type planAccount struct{ Role, Name, PasswordFile, source string }
+
+type planUser struct{ Name, Subject, Group, Password string }
+
+// sampleCA says that the identity provider is the sample sign-in server, whose CA init makes.
+const sampleCA = "sample"
+
+func newInitCommand() *cobra.Command {
+	var o initOptions
+	cmd := &cobra.Command{
+		Use:   "init DIR",
+		Short: "Make all that a mesh needs to start: keys, configuration, registration entries",
+		Long: "Writes into DIR, which must not exist or be empty, a folder per role: its keys (0600), its first SVID and its\n" +
+			"configuration. operator/ holds the keys that no role may have: keep it offline. Nothing is ever overwritten.",
+		Example: "  deputy init mesh --trust-domain corp.example --identity-provider https://login.corp.example \\\n" +
+			"    --postgres orders-db=127.0.0.1:5432/shop --postgres-ca db-ca.pem \\\n" +
+			"    --account analyst=shop_app:shop.password --role analysts=analyst --agent planner --policy policy/",
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			plan, err := o.plan(args[0])
+			if err != nil {
+				return err
+			}
+			if err := plan.write(); err != nil {
+				return fmt.Errorf("making the mesh in %s: %w", args[0], err)
+			}
+			plan.explain(cmd.OutOrStdout())
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.trustDomain, "trust-domain", "", "SPIFFE trust domain, such as corp.example (required)")
+	f.StringVar(&o.mesh, "mesh", "", "issuer URL of the broker; default https://127.0.0.1:<base port>")
+	f.IntVar(&o.basePort, "base-port", 7400, "first of the loopback ports: web, token, feed, renewal, then one per target")
+	f.StringVar(&o.identityProvider, "identity-provider", "", "issuer URL of the OpenID provider (required)")
+	f.StringVar(&o.clientID, "client-id", "deputy-cli", "client id at the provider")
+	f.StringSliceVar(&o.algorithms, "algorithm", []string{"RS256", "ES256"}, "algorithms that the provider signs ID tokens with")
+	f.StringVar(&o.providerCA, "identity-provider-ca", "", "PEM file with the provider's CA, if it is no public one")
+	f.StringVar(&o.rolesClaim, "roles-claim", "groups", "claim of the ID token that holds the user's groups")
+	f.StringArrayVar(&o.roles, "role", nil, "GROUP=ROLE: a group of the provider and the role it gives (repeat)")
+	f.StringArrayVar(&o.operators, "operator", nil, "GROUP=admin|approver|auditor|reviewer: who operates the mesh (repeat)")
+	f.StringArrayVar(&o.sampleUsers, "sample-user", nil, "NAME=GROUP:PASSWORDFILE: a user of the sample sign-in server (repeat; loopback provider only)")
+	f.StringArrayVar(&o.postgres, "postgres", nil, "NAME=HOST:PORT/DATABASE: a PostgreSQL target (repeat)")
+	f.StringVar(&o.postgresCA, "postgres-ca", "", "PEM file with the CA of the PostgreSQL servers' certificates")
+	f.StringArrayVar(&o.accounts, "account", nil, "ROLE=DBUSER:PASSWORDFILE: the account at the targets for a role (repeat)")
+	f.StringArrayVar(&o.agents, "agent", nil, "name of an agent that users may start (repeat)")
+	f.StringVar(&o.policy, "policy", "", "folder with the policy set to sign and start with (see `deputy policy check`)")
+	f.StringArrayVar(&o.uids, "uid", nil, "issuer|broker|proxy|sample-signin=UID: who runs a role (as root; repeat)")
+	f.StringVar(&o.agentUIDs, "agent-uids", "70000-79999", "host uids for isolated agents; nothing else may use them")
+	f.IntVar(&o.starterUID, "starter-uid", os.Getuid(), "uid of the people who start first-level agents")
+	f.BoolVar(&o.unsafeDev, "unsafe-dev", false, "accept the trust domain of `deputy dev`")
+	for _, name := range []string{"trust-domain", "identity-provider"} {
+		if err := cmd.MarkFlagRequired(name); err != nil {
+			panic(err)
+		}
+	}
+	return cmd
+}
+
+// plan checks the flags and works out addresses, files and uids.
+func (o *initOptions) plan(dir string) (*meshPlan, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	if exe, err = filepath.EvalSymlinks(exe); err != nil {
+		return nil, err
+	}
+	if o.basePort < 1 || o.basePort > 65535-16 {
+		return nil, fmt.Errorf("--base-port %d: a port between 1 and %d is expected", o.basePort, 65535-16)
+	}
+	at := func(n int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(o.basePort+n)) }
+	p := &meshPlan{
+		Dir: abs, Binary: exe, TrustDomain: o.trustDomain, Mesh: o.mesh, ProxyName: "main",
+		Socket:    filepath.Join(abs, "run", "issuer.sock"),
+		WebListen: at(0), TokenListen: at(1), FeedListen: at(2), RenewalListen: at(3),
+		IdentityProvider: o.identityProvider, ClientID: o.clientID, Algorithms: strings.Join(o.algorithms, ", "),
+		ProviderCA: o.providerCA, RolesClaim: o.rolesClaim, Agents: o.agents, Policy: o.policy, AgentStarterUID: o.starterUID,
+		unsafeDev: o.unsafeDev,
+	}
+	if p.Mesh == "" {
+		p.Mesh = "https://" + p.WebListen
+	}
+	if _, err := parseTrustDomain(p.TrustDomain, o.unsafeDev); err != nil {
+		return nil, flagError("--trust-domain", err)
+	}
+	if err := checkMesh(p.Mesh); err != nil {
+		return nil, flagError("--mesh", err)
+	}
+	if len(p.Socket) > 100 {
+		return nil, fmt.Errorf("%s is too long for a Unix socket; choose a folder with a shorter path", p.Socket)
+	}
+	if err := errors.Join(o.planUIDs(p), o.planRoles(p), o.planUsers(p), o.planTargets(p, at)); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// flagError names the flag instead of the YAML path.
+func flagError(flag string, err error) error {
+	var fe *fieldErr
+	if errors.As(err, &fe) {
+		return fmt.Errorf("%s: %s", flag, fe.want)
+	}
+	return fmt.Errorf("%s: %w", flag, err)
+}
+
+func (o *initOptions) planUIDs(p *meshPlan) error {
+	me := os.Getuid()
+	p.IssuerUID, p.BrokerUID, p.ProxyUID, p.SignInUID = me, me, me, me
+	for _, s := range o.uids {
+		name, text, _ := strings.Cut(s, "=")
+		uid, err := strconv.Atoi(text)
+		at := map[string]*int{"issuer": &p.IssuerUID, "broker": &p.BrokerUID, "proxy": &p.ProxyUID, "sample-signin": &p.SignInUID}[name]
+		if err != nil || uid < 0 || at == nil {
+			return fmt.Errorf("--uid %s: issuer, broker, proxy or sample-signin =UID is expected", s)
+		}
+		if me == 0 {
+			*at = uid
+		}
+	}
+	first, last, ok := strings.Cut(o.agentUIDs, "-")
+	var err1, err2 error
+	p.FirstAgentUID, err1 = strconv.Atoi(first)
+	p.LastAgentUID, err2 = strconv.Atoi(last)
+	if !ok || err1 != nil || err2 != nil || p.FirstAgentUID < 1000 || p.LastAgentUID < p.FirstAgentUID {
+		return fmt.Errorf("--agent-uids %s: FIRST-LAST is expected, such as 70000-79999", o.agentUIDs)
+	}
+	return nil
+}
+
+func (o *initOptions) planRoles(p *meshPlan) error {
+	word := regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
+	for flag, in := range map[string][]string{"--role": o.roles, "--operator": o.operators} {
+		for _, s := range in {
+			claim, role, _ := strings.Cut(s, "=")
+			if !word.MatchString(claim) || !word.MatchString(role) {
+				return fmt.Errorf("%s %s: GROUP=ROLE is expected", flag, s)
+			}
+			if flag == "--role" {
+				p.Roles = append(p.Roles, claimRole{claim, role})
+			} else {
+				p.OperatorRoles = append(p.OperatorRoles, claimRole{claim, role})
+			}
+		}
+	}
+	if len(p.Agents) == 0 {
+		return errors.New("--agent: at least one name is expected, of an agent that users may start")
+	}
+	return nil
+}
+
+func (o *initOptions) planUsers(p *meshPlan) error {
+	if len(o.sampleUsers) == 0 {
+		return nil
+	}
+	host, ok := strings.CutPrefix(o.identityProvider, "https://")
+	name, _, err := net.SplitHostPort(host)
+	if ip := net.ParseIP(name); !ok || err != nil || ip == nil || !ip.IsLoopback() {
+		return errors.New("--sample-user: the sample sign-in server runs on loopback only; give --identity-provider https://127.0.0.1:PORT")
+	}
+	p.ProviderCA, p.SignInListen = sampleCA, host
+	for _, s := range o.sampleUsers {
+		user, rest, _ := strings.Cut(s, "=")
+		group, file, _ := strings.Cut(rest, ":")
+		if user == "" || group == "" || file == "" {
+			return fmt.Errorf("--sample-user %s: NAME=GROUP:PASSWORDFILE is expected", s)
+		}
+		password, err := readSecret(file)
+		if err != nil {
+			return fmt.Errorf("--sample-user %s: %w", user, err)
+		}
+		if strings.ContainsAny(password, `"\`) || len(password) < 8 {
+			return fmt.Errorf("--sample-user %s: the password has at least 8 characters and neither quotes nor backslashes", user)
+		}
+		p.SampleUsers = append(p.SampleUsers, planUser{Name: user, Subject: "sample-" + user, Group: group, Password: password})
+	}
+	return nil
+}
+
+func (o *initOptions) planTargets(p *meshPlan, at func(int) string) error {
+	if len(o.postgres) == 0 {
+		return errors.New("--postgres: at least one target is expected, such as orders-db=127.0.0.1:5432/shop")
+	}
+	if len(o.postgres) > 8 {
+		return errors.New("--postgres: eight targets at most; more go into the configuration by hand")
+	}
+	if o.postgresCA == "" {
+		return errors.New("--postgres-ca: the CA of the servers' certificates is expected; upstream connections are always verified")
+	}
+	if len(o.accounts) == 0 {
+		return errors.New("--account: at least one account is expected, such as analyst=shop_app:shop.password")
+	}
+	for i, s := range o.postgres {
+		name, rest, _ := strings.Cut(s, "=")
+		address, database, _ := strings.Cut(rest, "/")
+		if _, err := target.ParseName(name); err != nil || checkAddress("", address) != nil || database == "" {
+			return fmt.Errorf("--postgres %s: NAME=HOST:PORT/DATABASE is expected, such as orders-db=127.0.0.1:5432/shop", s)
+		}
+		t := planTarget{Name: name, Listen: at(4 + i), Address: address, Database: database, CA: o.postgresCA}
+		for _, a := range o.accounts {
+			role, rest, _ := strings.Cut(a, "=")
+			user, file, _ := strings.Cut(rest, ":")
+			if role == "" || user == "" || file == "" {
+				return fmt.Errorf("--account %s: ROLE=DBUSER:PASSWORDFILE is expected", a)
+			}
+			t.Accounts = append(t.Accounts, planAccount{Role: role, Name: user, PasswordFile: name + "-" + user + ".password", source: file})
+		}
+		p.Targets = append(p.Targets, t)
+	}
+	return nil
+}
+
+// render writes one configuration from its template.
+func (p *meshPlan) render(name, path string) error {
+	t, err := template.ParseFS(templates, "templates/"+name)
+	if err != nil {
+		return err
+	}
+	var out bytes.Buffer
+	if err := t.Option("missingkey=error").Execute(&out, p); err != nil {
+		return err
+	}
+	return writeNew(path, out.Bytes(), 0o600)
+}
+
+func (p *meshPlan) explain(w io.Writer) {
+	fmt.Fprintf(w, "The mesh %s is ready to start in %s:\n", p.TrustDomain, p.Dir)
+	for _, l := range [][2]string{
+		{"issuer/", "CA key and registration entries; gives identities"},
+		{"broker/", "token key; exchanges chains for tokens"},
+		{"proxy/", "the targets' passwords; decides and records"},
+		{"agent/agent.yaml", "for users: deputy login, deputy run (no secret in it)"},
+		{"operator/", "certifying and policy keys: take them off this machine"},
+		{"public/", "keys to verify logs with: deputy audit verify --keys"},
+	} {
+		fmt.Fprintf(w, "  %-18s %s\n", l[0], l[1])
+	}
+}
