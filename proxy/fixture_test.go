@@ -61,22 +61,24 @@ type agent struct {
 	crt []*x509.Certificate
 }
 
-// clock runs with the wall, and can be set ahead.
+// clock stands still until a test sets it ahead, so that a busy machine makes nothing stale.
 type clock struct {
-	mu    sync.Mutex
-	ahead time.Duration
+	mu  sync.Mutex
+	now time.Time
 }
+
+func newClock() *clock { return &clock{now: time.Now()} }
 
 func (c *clock) Now() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return time.Now().Add(c.ahead)
+	return c.now
 }
 
 func (c *clock) add(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.ahead += d
+	c.now = c.now.Add(d)
 }
 
 // knownTokens stands in for the identity provider's keys: it knows which tokens the provider issued.
@@ -109,7 +111,7 @@ func newMesh(t testing.TB, opts ...option) *mesh {
 	m := &mesh{
 		t: t, ca: testca.New(t, domain), certifying: testca.NewKey(t), tokenKey: testca.NewKey(t),
 		policyKey: testca.NewKey(t), login: testca.NewKey(t), target: must(target.ParseName("orders-db")),
-		clock: &clock{}, stateDir: t.TempDir(), idTokens: &knownTokens{claims: map[string]actor.IdentityClaims{}},
+		clock: newClock(), stateDir: t.TempDir(), idTokens: &knownTokens{claims: map[string]actor.IdentityClaims{}},
 		txn: actor.NewHexID(),
 	}
 	m.id = m.target.ID(m.ca.TrustDomain())

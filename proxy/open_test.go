@@ -84,7 +84,7 @@ func TestRefusedCredentialsDontFillTheLog(t *testing.T) {
 			records++
 		}
 	}
-	if none < 50 || records > 70 || records+none != 120 {
+	if records != 50 || none != 70 {
 		t.Errorf("%d recorded one by one, %d only counted", records, none)
 	}
 }
