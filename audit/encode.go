@@ -11,9 +11,9 @@ import (
 	"github.com/deputymesh/deputy/internal/strictjson"
 )
 
-// wire is a record as it is written, docs/spec/audit-log.md "Records". "seq" always stands first: the writer
-// puts it in front of what encode made.
+// wire is a record as it is read, docs/spec/audit-log.md "Records".
 type wire struct {
+	Seq        int64           `json:"seq"`
 	Version    int             `json:"v"`
 	ID         RecordID        `json:"id"`
 	Type       Type            `json:"type"`
@@ -28,10 +28,18 @@ type wire struct {
 	Event      json.RawMessage `json:"event"`
 }
 
-// wireRead is wire with what reading needs.
-type wireRead struct {
-	Seq int64 `json:"seq"`
-	wire
+// wireHead is what encode makes by itself: the writer puts "seq" in front, and chain and event follow as bytes.
+type wireHead struct {
+	Version    int       `json:"v"`
+	ID         RecordID  `json:"id"`
+	Type       Type      `json:"type"`
+	Time       time.Time `json:"time"`
+	Source     string    `json:"source"`
+	Dev        bool      `json:"dev,omitempty"`
+	Txn        string    `json:"txn,omitempty"`
+	Session    string    `json:"session,omitempty"`
+	Connection string    `json:"connection,omitempty"`
+	Decision   RecordID  `json:"decision,omitempty"`
 }
 
 // encode returns the record's JSON without its opening `{"seq":…`, for the writer to complete. It
@@ -47,14 +55,10 @@ func (r *Record) encode() ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("record of type %s: %w", r.Type, err)
 	}
-	head, err := compactJSON(&struct {
-		wire
-		Chain *int `json:"chain,omitempty"` // both are appended below, as bytes
-		Event *int `json:"event,omitempty"`
-	}{wire: wire{
+	head, err := compactJSON(&wireHead{
 		Version: r.Version, ID: r.ID, Type: r.Type, Time: r.Time, Source: r.Source, Dev: r.Dev,
 		Txn: r.Txn, Session: r.Session, Connection: r.Connection, Decision: r.Decision,
-	}})
+	})
 	if err != nil {
 		return nil, fmt.Errorf("record of type %s: %w", r.Type, err)
 	}
@@ -92,7 +96,7 @@ func compactJSON(v any) ([]byte, error) {
 
 // ParseRecord reads the exact bytes of one record, strictly.
 func ParseRecord(data []byte) (*Record, error) {
-	var w wireRead
+	var w wire
 	if err := strictjson.Unmarshal(data, &w); err != nil {
 		return nil, fmt.Errorf("audit record: %w", err)
 	}
@@ -116,7 +120,7 @@ func ParseRecord(data []byte) (*Record, error) {
 		raw: append([]byte(nil), data...),
 	}
 	if w.Chain != nil {
-		r.Chain = new(Chain)
+		r.Chain, r.chainRaw = new(Chain), w.Chain
 		if err := strictjson.Unmarshal(w.Chain, r.Chain); err != nil {
 			return nil, fmt.Errorf("audit record %s: chain: %w", w.ID, err)
 		}

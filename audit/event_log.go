@@ -75,9 +75,10 @@ type LogOpened struct {
 	Version     string `json:"program,omitempty"`
 }
 
-// LogSegment is the first record of every segment but the first.
+// LogSegment is the first record of every segment but the first; where the list is long, the first few.
 type LogSegment struct {
 	Segment int64          `json:"segment"`
+	Total   int            `json:"total"` // open decisions, in all records of this segment's start
 	Open    []OpenDecision `json:"open,omitempty"`
 }
 

@@ -59,7 +59,7 @@ type Record struct {
 	Chain      *Chain   // the whole chain; on every record that has one
 	Event      Event    // the typed body
 
-	raw []byte // exact bytes, of records that were read
+	raw, chainRaw []byte // exact bytes, of records that were read
 }
 
 // Receipt says where a durable record lies and carries the signed checkpoint that covers it.

@@ -163,6 +163,9 @@ func (w *writer) resume(numbers []int64, opened *LogOpened) error {
 	if err != nil {
 		return fmt.Errorf("%w: segment %s: %w", ErrCorrupt, name, err)
 	}
+	if err := w.replayEarlier(numbers); err != nil {
+		return err
+	}
 	s := scanSegment(f, head, size, w.l.Origin())
 	var disk *ioError
 	var damage *damageError
@@ -227,6 +230,67 @@ func (w *writer) resume(numbers []int64, opened *LogOpened) error {
 	return w.findCarried(numbers)
 }
 
+// replayEarlier follows the records of the segments before the last, back to one that begins with the whole list of
+// decisions that were open then. It is more than none only where a crash came between a segment's header and that list.
+func (w *writer) replayEarlier(numbers []int64) error {
+	start := len(numbers) - 1
+	for ; start > 0; start-- {
+		whole, err := w.listsOpen(numbers[start])
+		if err != nil && !(errors.Is(err, ErrCorrupt) && start == len(numbers)-1) { // the last one may be torn there
+			return err
+		}
+		if whole {
+			break
+		}
+	}
+	for _, number := range numbers[start : len(numbers)-1] {
+		var broken error
+		_, err := w.visit(number, func(f *frame) bool {
+			for i, r := range f.records {
+				if _, broken = w.replay(f.first+int64(i), r); broken != nil {
+					return false
+				}
+			}
+			return true
+		})
+		if err != nil {
+			return err
+		}
+		if broken != nil {
+			return fmt.Errorf("%w: segment %s: %w", ErrCorrupt, segmentName(number), broken)
+		}
+	}
+	return nil
+}
+
+// listsOpen reports whether a segment begins with the whole list of open decisions.
+func (w *writer) listsOpen(number int64) (whole bool, err error) {
+	listed := 0
+	head, err := w.visit(number, func(f *frame) bool {
+		for _, r := range f.records {
+			var l struct {
+				Type  Type `json:"type"`
+				Event struct {
+					Total int               `json:"total"`
+					Open  []json.RawMessage `json:"open"`
+				} `json:"event"`
+			}
+			if json.Unmarshal(r, &l) != nil || l.Type != TypeLogSegment {
+				return false
+			}
+			if listed += len(l.Event.Open); listed >= l.Event.Total {
+				whole = true
+				return false
+			}
+		}
+		return true
+	})
+	if err == nil && head.tree.size == 0 {
+		whole = true // the log begins here
+	}
+	return whole, err
+}
+
 // replay follows one record of the last segment: what it opens and what it ends.
 func (w *writer) replay(seq int64, data []byte) (Type, error) {
 	var r struct {
@@ -263,7 +327,9 @@ func (w *writer) replay(seq int64, data []byte) (Type, error) {
 			}
 		}
 		for _, c := range carried {
-			w.open[c.ID] = &openDecision{id: c.ID, seq: c.Seq, forwarded: c.Forwarded}
+			if w.open[c.ID] == nil {
+				w.open[c.ID] = &openDecision{id: c.ID, seq: c.Seq, forwarded: c.Forwarded}
+			}
 		}
 	}
 	return r.Type, nil

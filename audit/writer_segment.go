@@ -152,10 +152,11 @@ func (w *writer) segmentItems() []*item {
 	}
 	sort.Slice(open, func(i, j int) bool { return open[i].Seq < open[j].Seq })
 	const perRecord = 128
-	items := []*item{w.owedItem(Record{Event: &LogSegment{Segment: w.number, Open: open[:min(perRecord, len(open))]}})}
-	for len(open) > perRecord {
-		open = open[perRecord:]
-		items = append(items, w.owedItem(Record{Event: &LogSegment{Segment: w.number, Open: open[:min(perRecord, len(open))]}}))
+	var items []*item
+	for total := len(open); len(items) == 0 || len(open) > 0; {
+		n := min(perRecord, len(open))
+		items = append(items, w.owedItem(Record{Event: &LogSegment{Segment: w.number, Total: total, Open: open[:n:n]}}))
+		open = open[n:]
 	}
 	return items
 }

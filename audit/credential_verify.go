@@ -1,0 +1,342 @@
+package audit
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	jose "github.com/go-jose/go-jose/v4"
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/deputymesh/deputy/actor"
+	"github.com/deputymesh/deputy/internal/strictjson"
+)
+
+// credentials repeats the verification of every credential that records rest on.
+type credentials struct {
+	keys    *Keys
+	kept    map[Digest]*Evidence
+	results map[Digest]*credentialResult
+	chains  map[string]error // by the chain's exact bytes
+	report  CredentialReport
+}
+
+type credentialResult struct {
+	chain *actor.Chain
+	err   error
+}
+
+func newCredentials(keys *Keys) *credentials {
+	return &credentials{keys: keys, kept: make(map[Digest]*Evidence), results: make(map[Digest]*credentialResult), chains: make(map[string]error)}
+}
+
+func (c *credentials) keep(e *Evidence) { c.kept[e.Digest] = e }
+
+// check holds the chain of a record against the credential that was kept for it.
+func (c *credentials) check(r *Record) error {
+	if r.Chain == nil {
+		return nil
+	}
+	c.report.Records++
+	if r.Chain.Verification == "" {
+		c.report.Without++
+		return nil
+	}
+	key := string(r.chainRaw)
+	err, ok := c.chains[key]
+	if !ok {
+		err = c.compare(r.Chain, r.chainRaw)
+		if len(c.chains) >= 4096 {
+			clear(c.chains)
+		}
+		c.chains[key] = err
+	}
+	if err != nil {
+		return err
+	}
+	if d, isDecision := r.Event.(*Decision); isDecision && d.Effect == Allow && r.Time.After(r.Chain.Expires.Add(actor.Skew)) {
+		return fmt.Errorf("allowed at %s on a chain that ended at %s", r.Time.Format(time.RFC3339), r.Chain.Expires.Format(time.RFC3339))
+	}
+	return nil
+}
+
+func (c *credentials) compare(chain *Chain, raw []byte) error {
+	res, ok := c.results[chain.Verification]
+	if !ok {
+		res = new(credentialResult)
+		res.chain, res.err = c.verify(chain.Verification)
+		c.results[chain.Verification] = res
+		if res.err == nil {
+			c.report.Verified++
+		}
+	}
+	if res.err != nil {
+		return res.err
+	}
+	want, err := FromChain(res.chain, chain.Verification).encoded()
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(want, raw) {
+		return errors.New("the chain on the record isn't the one that its credential bears out")
+	}
+	return nil
+}
+
+func (c *credentials) part(d Digest, kind string) ([]byte, error) {
+	e := c.kept[d]
+	if e == nil || e.Kind != kind {
+		return nil, fmt.Errorf("no evidence %s of kind %s stands before it", d, kind)
+	}
+	return e.Data, nil
+}
+
+func (c *credentials) certificates(list []Digest) ([]*x509.Certificate, error) {
+	var out []*x509.Certificate
+	for _, d := range list {
+		der, err := c.part(d, KindCertificate)
+		if err != nil {
+			return nil, err
+		}
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, fmt.Errorf("evidence %s: %w", d, err)
+		}
+		out = append(out, cert)
+	}
+	return out, nil
+}
+
+// verify repeats one verification, as of the time when the proxy made it, on the operator's keys.
+func (c *credentials) verify(digest Digest) (*actor.Chain, error) {
+	data, err := c.part(digest, KindVerification)
+	if err != nil {
+		return nil, err
+	}
+	var in credentialInput
+	if err := strictjson.Unmarshal(data, &in); err != nil {
+		return nil, fmt.Errorf("evidence %s: %w", digest, err)
+	}
+	credential, err := c.part(in.Credential, KindCredential)
+	if err != nil {
+		return nil, err
+	}
+	peer, err := c.certificates(in.Peer)
+	if err != nil {
+		return nil, err
+	}
+	statement, err := c.part(in.KeyStatement, KindKeyStatement)
+	if err != nil {
+		return nil, err
+	}
+	if in.Mesh != c.keys.Mesh || in.TrustDomain != c.keys.TrustDomain {
+		return nil, fmt.Errorf("verified for the mesh %q in %q; the list of keys is for %q in %q", in.Mesh, in.TrustDomain, c.keys.Mesh, c.keys.TrustDomain)
+	}
+	td, err := spiffeid.TrustDomainFromString(in.TrustDomain)
+	if err != nil {
+		return nil, fmt.Errorf("evidence %s: %w", digest, err)
+	}
+	bundle, err := c.bundle(td, in.Authorities)
+	if err != nil {
+		return nil, err
+	}
+	keys, err := c.tokenKeys(string(statement), in.Mesh)
+	if err != nil {
+		return nil, err
+	}
+	target, err := spiffeid.FromString(in.Target)
+	if err != nil {
+		return nil, fmt.Errorf("evidence %s: %w", digest, err)
+	}
+	cfg := actor.Config{
+		TrustDomain: td, Bundles: bundle, Target: target, Mesh: in.Mesh, TokenKeys: keys,
+		RootEvidence: actor.RootEvidence(in.RootEvidence), RequireUserGrant: in.RequireUserGrant,
+		Revocations: noRevocations{}, MaxActors: in.MaxActors, MaxSession: time.Duration(in.MaxSession) * time.Microsecond,
+		Now: func() time.Time { return in.VerifiedAt },
+	}
+	for _, d := range in.Delegations {
+		delegator, err1 := actor.ParsePathPattern(d.Delegator)
+		delegate, err2 := actor.ParsePathPattern(d.Delegate)
+		if err := errors.Join(err1, err2); err != nil {
+			return nil, fmt.Errorf("evidence %s: %w", digest, err)
+		}
+		cfg.Delegations = append(cfg.Delegations, actor.DelegationPair{Delegator: delegator, Delegate: delegate})
+	}
+	if in.IdentityKeys != "" {
+		if cfg.IdentityTokens, err = c.identityTokens(&in); err != nil {
+			return nil, err
+		}
+	}
+	v, err := actor.NewVerifier(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("evidence %s: %w", digest, err)
+	}
+	chain, err := v.Verify(context.Background(), peer, string(credential))
+	if err != nil {
+		return nil, fmt.Errorf("the credential %s doesn't verify: %w", in.Credential, err)
+	}
+	return chain, nil
+}
+
+// bundle takes the authorities that the proxy had, and demands each of them on the operator's list.
+func (c *credentials) bundle(td spiffeid.TrustDomain, list []Digest) (x509bundle.Source, error) {
+	authorities, err := c.certificates(list)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range authorities {
+		if !slices.ContainsFunc(c.keys.Authorities, a.Equal) {
+			return nil, fmt.Errorf("the trust bundle of the proxy held an authority that isn't on the list of keys: %s, serial %x", a.Subject, a.SerialNumber)
+		}
+	}
+	return x509bundle.FromX509Authorities(td, authorities), nil
+}
+
+func (c *credentials) tokenKeys(statement, mesh string) (actor.TokenKeys, error) {
+	var errs []error
+	for _, certifying := range c.keys.CertifyingKeys {
+		k, err := actor.ParseKeyStatement(statement, certifying, mesh)
+		if err == nil {
+			return oneTokenKey{k}, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, fmt.Errorf("no certifying key on the list vouches for the token key: %w", errors.Join(errs...))
+}
+
+type oneTokenKey struct{ k actor.KeyStatement }
+
+func (o oneTokenKey) TokenKey(kid string) (actor.KeyStatement, error) {
+	if kid != o.k.KeyID() {
+		return actor.KeyStatement{}, fmt.Errorf("the token is signed by another key than the one that was kept")
+	}
+	return o.k, nil
+}
+
+// noRevocations: a revocation that came later doesn't make an old signature bad. That revoked chains were refused is in the records.
+type noRevocations struct{}
+
+func (noRevocations) Check([]actor.RevocationKey) error { return nil }
+
+// identityTokens takes a provider's keys from the operator's list, or from the log where the list has none.
+func (c *credentials) identityTokens(in *credentialInput) (actor.IdentityTokens, error) {
+	recorded, err := c.part(in.IdentityKeys, KindIdentityKeys)
+	if err != nil {
+		return nil, err
+	}
+	set, err := parseJWKS(recorded)
+	if err != nil {
+		return nil, err
+	}
+	return &offlineTokens{audiences: in.Audiences, recorded: set, c: c}, nil
+}
+
+type offlineTokens struct {
+	audiences []string
+	recorded  *jose.JSONWebKeySet
+	c         *credentials
+}
+
+var identityAlgorithms = []jose.SignatureAlgorithm{jose.RS256, jose.RS384, jose.RS512, jose.PS256, jose.PS384, jose.PS512, jose.ES256, jose.ES384, jose.EdDSA}
+
+// VerifyIDToken verifies signature, issuer and audience of an ID token offline.
+func (o *offlineTokens) VerifyIDToken(_ context.Context, raw string) (actor.IdentityClaims, error) {
+	var none actor.IdentityClaims
+	jws, err := jose.ParseSigned(raw, identityAlgorithms)
+	if err != nil || len(jws.Signatures) != 1 {
+		return none, errors.New("the ID token isn't a JWS with one signature")
+	}
+	var claims struct {
+		Issuer   string          `json:"iss"`
+		Subject  string          `json:"sub"`
+		Audience json.RawMessage `json:"aud"`
+		Nonce    string          `json:"nonce"`
+		SID      string          `json:"sid"`
+		ACR      string          `json:"acr"`
+		AuthTime json.Number     `json:"auth_time"`
+		IssuedAt json.Number     `json:"iat"`
+		Expires  json.Number     `json:"exp"`
+	}
+	unverified := jws.UnsafePayloadWithoutVerification()
+	if err := strictjson.Check(unverified); err != nil {
+		return none, fmt.Errorf("the ID token: %w", err)
+	}
+	if err := json.Unmarshal(unverified, &claims); err != nil {
+		return none, fmt.Errorf("the ID token: %w", err)
+	}
+	i := slices.IndexFunc(o.c.keys.IdentityProviders, func(p IdentityProvider) bool { return p.Issuer == claims.Issuer })
+	if i < 0 {
+		return none, fmt.Errorf("the identity provider %q isn't on the list of keys", claims.Issuer)
+	}
+	provider, set := o.c.keys.IdentityProviders[i], o.recorded
+	if provider.Keys != nil {
+		if set, err = parseJWKS(provider.Keys); err != nil {
+			return none, err
+		}
+	} else {
+		o.c.report.RecordedKeys++
+	}
+	if !verifiedByAny(jws, set) {
+		return none, errors.New("no key of the identity provider verifies the ID token")
+	}
+	allowed := provider.Audiences
+	if len(allowed) == 0 {
+		allowed = o.audiences
+	}
+	if !audienceWithin(claims.Audience, allowed) {
+		return none, errors.New("the ID token is for another audience")
+	}
+	out := actor.IdentityClaims{Issuer: claims.Issuer, Subject: claims.Subject, Nonce: claims.Nonce, SID: claims.SID, ACR: claims.ACR, Payload: unverified}
+	for _, t := range []struct {
+		from json.Number
+		to   *time.Time
+	}{{claims.AuthTime, &out.AuthTime}, {claims.IssuedAt, &out.IssuedAt}, {claims.Expires, &out.Expires}} {
+		if t.from == "" {
+			continue
+		}
+		f, err := t.from.Float64()
+		if err != nil || f < 0 || f > 1<<40 {
+			return none, errors.New("the ID token has a time out of range")
+		}
+		*t.to = time.Unix(int64(f), 0).UTC()
+	}
+	return out, nil
+}
+
+func verifiedByAny(jws *jose.JSONWebSignature, set *jose.JSONWebKeySet) bool {
+	kid := jws.Signatures[0].Header.KeyID
+	for _, k := range set.Keys {
+		if kid != "" && k.KeyID != "" && k.KeyID != kid || !k.IsPublic() {
+			continue
+		}
+		if _, symmetric := k.Key.([]byte); symmetric {
+			continue
+		}
+		if ec, ok := k.Key.(*ecdsa.PublicKey); ok && ec == nil {
+			continue
+		}
+		if _, err := jws.Verify(k.Key); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+func audienceWithin(raw json.RawMessage, allowed []string) bool {
+	var one string
+	if json.Unmarshal(raw, &one) == nil {
+		return slices.Contains(allowed, one)
+	}
+	var many []string
+	if json.Unmarshal(raw, &many) != nil {
+		return false
+	}
+	return slices.ContainsFunc(many, func(a string) bool { return slices.Contains(allowed, a) })
+}
