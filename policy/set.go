@@ -184,11 +184,8 @@ func (s *Set) request(r Request) (cedar.Request, types.EntityGetter, error) {
 	if r.Command.Database != r.Resource.Database {
 		return cedar.Request{}, nil, fmt.Errorf("the command runs in database %q, its object is in %q", r.Command.Database, r.Resource.Database)
 	}
-	own := make(types.EntityMap, 2+len(r.Subject.entities))
+	own := make(types.EntityMap, 2)
 	r.Resource.entities(own)
-	for uid, e := range r.Subject.entities {
-		own[uid] = e
-	}
 	return cedar.Request{
 		Principal: r.Subject.principal,
 		Action:    action,
@@ -202,11 +199,11 @@ func (s *Set) request(r Request) (cedar.Request, types.EntityGetter, error) {
 				"kind":     types.String(r.Command.Kind),
 			}),
 		}),
-	}, layered{own, s.entities, s.vocabulary.actions}, nil
+	}, layered{own, r.Subject.entities, s.entities, s.vocabulary.actions}, nil
 }
 
-// layered looks an entity up in several maps, the request's own first.
-type layered [3]types.EntityMap
+// layered looks an entity up in the maps of resource, subject, targets and actions; their types differ.
+type layered [4]types.EntityMap
 
 func (l layered) Get(uid types.EntityUID) (types.Entity, bool) {
 	for _, m := range l {

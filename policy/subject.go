@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/cedar-policy/cedar-go/types"
@@ -50,6 +51,13 @@ type Subject struct {
 	principal types.EntityUID
 	entities  types.EntityMap
 	fixed     types.RecordMap
+	newest    atomic.Pointer[aged]
+}
+
+// aged is the chain's context at some ages. Ages are whole seconds, so that most decisions share one.
+type aged struct {
+	signIn, session, token types.Long
+	context                types.Record
 }
 
 const (
@@ -175,14 +183,18 @@ func lower(a, b string) (string, error) {
 
 // context is the chain part of a request's context, with the ages as they are now.
 func (s *Subject) context(now time.Time) types.Record {
+	signIn, session, token := age(now, s.facts.SignedIn), age(now, s.facts.Started), age(now, s.facts.Issued)
+	if a := s.newest.Load(); a != nil && a.signIn == signIn && a.session == session && a.token == token {
+		return a.context
+	}
 	m := make(types.RecordMap, len(s.fixed)+3)
 	for k, v := range s.fixed {
 		m[k] = v
 	}
-	m["signInAge"] = age(now, s.facts.SignedIn)
-	m["sessionAge"] = age(now, s.facts.Started)
-	m["tokenAge"] = age(now, s.facts.Issued)
-	return types.NewRecord(m)
+	m["signInAge"], m["sessionAge"], m["tokenAge"] = signIn, session, token
+	a := &aged{signIn, session, token, types.NewRecord(m)}
+	s.newest.Store(a)
+	return a.context
 }
 
 // age rounds up, so that "at most 60 seconds" never holds for something older.
