@@ -23,8 +23,8 @@ import (
 
 	"github.com/deputymesh/deputy/actor"
 	"github.com/deputymesh/deputy/audit"
+	"github.com/deputymesh/deputy/broker/claims"
 	"github.com/deputymesh/deputy/broker/feedapi"
-	"github.com/deputymesh/deputy/broker/identity"
 	"github.com/deputymesh/deputy/broker/issuerfeed"
 	"github.com/deputymesh/deputy/broker/operatorapi"
 	"github.com/deputymesh/deputy/broker/session"
@@ -55,7 +55,7 @@ type Config struct {
 	WebCertificate    tls.Certificate
 
 	Providers []idp.Provider
-	Identity  identity.Mappings
+	Identity  claims.Mappings
 	Targets   map[target.Name]tokenapi.Target
 	Proxies   map[string][]target.Name // targets by the proxy's name
 

@@ -16,7 +16,7 @@ import (
 
 	"github.com/deputymesh/deputy/actor"
 	"github.com/deputymesh/deputy/audit"
-	"github.com/deputymesh/deputy/broker/identity"
+	"github.com/deputymesh/deputy/broker/claims"
 	"github.com/deputymesh/deputy/broker/state"
 	"github.com/deputymesh/deputy/internal/target"
 	"github.com/deputymesh/deputy/policy"
@@ -52,7 +52,7 @@ type Applier interface {
 type Config struct {
 	Mesh     string
 	Tokens   actor.IdentityTokens
-	Identity identity.Mappings
+	Identity claims.Mappings
 	State    *state.State
 	Log      *audit.Log
 	Logger   *slog.Logger
@@ -103,7 +103,7 @@ func (c caller) name() string {
 
 func (c caller) roles() []string {
 	if c.admin {
-		return []string{string(identity.Admin)}
+		return []string{string(claims.Admin)}
 	}
 	return nil
 }
@@ -169,24 +169,24 @@ func (a *API) authenticate(ctx context.Context, r *http.Request, act string, bod
 	if !ok {
 		return none, fail(http.StatusUnauthorized, "missing", "Authorization must be Bearer <ID token>")
 	}
-	claims, err := a.cfg.Tokens.VerifyIDToken(ctx, raw)
+	token, err := a.cfg.Tokens.VerifyIDToken(ctx, raw)
 	if err != nil {
 		return none, &failure{http.StatusUnauthorized, "id-token", "the ID token is refused; sign in again", err}
 	}
 	now := a.cfg.Now()
-	if !now.Before(claims.Expires) || !now.Before(claims.AuthenticatedAt().Add(a.cfg.MaxSession)) {
+	if !now.Before(token.Expires) || !now.Before(token.AuthenticatedAt().Add(a.cfg.MaxSession)) {
 		return none, fail(http.StatusUnauthorized, "expired", "the sign-in has expired; sign in again")
 	}
 	proof, err := actor.VerifyOperatorRequest(proofs[0], actor.OperatorCall{
-		Issuer: claims.Issuer, Nonce: claims.Nonce, Mesh: a.cfg.Mesh, Act: act, Body: body, Now: now,
+		Issuer: token.Issuer, Nonce: token.Nonce, Mesh: a.cfg.Mesh, Act: act, Body: body, Now: now,
 	})
 	if err != nil {
 		return none, &failure{http.StatusUnauthorized, "proof", "the proof is refused: it must be for this call, made now with the key of this sign-in", err}
 	}
-	user := actor.SubjectID{Issuer: claims.Issuer, Subject: claims.Subject}
+	user := actor.SubjectID{Issuer: token.Issuer, Subject: token.Subject}
 	err = a.cfg.State.Check([]actor.RevocationKey{
 		{Kind: actor.RevokeSubject, Issuer: user.Issuer, Value: user.Subject},
-		{Kind: actor.RevokeSession, Issuer: user.Issuer, Value: actor.SessionID(raw, claims.SID)},
+		{Kind: actor.RevokeSession, Issuer: user.Issuer, Value: actor.SessionID(raw, token.SID)},
 	})
 	if err != nil {
 		return none, &failure{http.StatusUnauthorized, "revoked", "this sign-in is revoked", err}
@@ -198,7 +198,7 @@ func (a *API) authenticate(ctx context.Context, r *http.Request, act string, bod
 	if err != nil {
 		return none, &failure{http.StatusServiceUnavailable, "state", "the broker's state can't be written at the moment; try again", err}
 	}
-	admin, err := a.cfg.Identity.IsOperator(claims, identity.Admin)
+	admin, err := a.cfg.Identity.IsOperator(token, claims.Admin)
 	if err != nil {
 		return none, &failure{http.StatusUnauthorized, "id-token", err.Error(), err}
 	}
@@ -206,7 +206,7 @@ func (a *API) authenticate(ctx context.Context, r *http.Request, act string, bod
 	if err != nil {
 		from = r.RemoteAddr
 	}
-	return caller{claims, admin, from}, nil
+	return caller{token, admin, from}, nil
 }
 
 // record makes a call durable and returns its id; none if that fails.

@@ -8,7 +8,7 @@ import (
 	"strings"
 
 	"github.com/deputymesh/deputy/audit"
-	"github.com/deputymesh/deputy/broker/identity"
+	"github.com/deputymesh/deputy/broker/claims"
 	"github.com/deputymesh/deputy/broker/state"
 )
 
@@ -22,7 +22,7 @@ type policyAnswer struct {
 // policy publishes a signed set. The proxies verify it again, with keys of their own configuration.
 func (a *API) policy(ctx context.Context, who caller, body []byte) (string, any, *failure) {
 	if !who.admin {
-		return "policy", nil, fail(http.StatusForbidden, "role", "only an operator with the role %s may publish policy", identity.Admin)
+		return "policy", nil, fail(http.StatusForbidden, "role", "only an operator with the role %s may publish policy", claims.Admin)
 	}
 	signed := strings.TrimSpace(string(body))
 	set, err := a.cfg.OpenPolicy(signed)

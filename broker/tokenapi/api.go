@@ -15,7 +15,7 @@ import (
 
 	"github.com/deputymesh/deputy/actor"
 	"github.com/deputymesh/deputy/audit"
-	"github.com/deputymesh/deputy/broker/identity"
+	"github.com/deputymesh/deputy/broker/claims"
 	"github.com/deputymesh/deputy/broker/session"
 	"github.com/deputymesh/deputy/broker/state"
 	"github.com/deputymesh/deputy/internal/feed"
@@ -53,7 +53,7 @@ type Config struct {
 	Cert actor.KeyStatement // of Key, by the certifying key
 
 	Targets  map[target.Name]Target
-	Identity identity.Mappings
+	Identity claims.Mappings
 	Sessions session.Rules
 	TokenTTL time.Duration
 

@@ -1,6 +1,6 @@
-// Package identity maps what an identity provider says about a user to roles, by configuration. A claim
+// Package claims maps what an identity provider says about a user to roles, by configuration. A claim
 // that isn't mapped gives nothing.
-package identity
+package claims
 
 import (
 	"encoding/json"
