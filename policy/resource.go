@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"github.com/cedar-policy/cedar-go/types"
@@ -142,6 +143,33 @@ func (r Resource) entities(into types.EntityMap) {
 	into[r.uid()] = types.Entity{
 		UID: r.uid(), Parents: types.NewEntityUIDSet(db.uid()), Attributes: types.NewRecord(attrs),
 	}
+}
+
+// resources remembers the entities of the objects that were asked about last. An entity says only what
+// the object is called, so nothing in it can grow old. The zero value is ready for use.
+type resources struct {
+	mu   sync.RWMutex
+	seen map[Resource]types.EntityMap
+}
+
+const maxResources = 4096
+
+func (c *resources) of(r Resource) types.EntityMap {
+	c.mu.RLock()
+	m, ok := c.seen[r]
+	c.mu.RUnlock()
+	if ok {
+		return m
+	}
+	m = make(types.EntityMap, 2)
+	r.entities(m)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.seen == nil || len(c.seen) >= maxResources {
+		c.seen = make(map[Resource]types.EntityMap)
+	}
+	c.seen[r] = m
+	return m
 }
 
 // parseResource reads an entity of a policy back. It accepts the one spelling that ID writes.

@@ -21,6 +21,7 @@ type Set struct {
 	byID       map[cedar.PolicyID]*rule
 	byAction   map[types.EntityUID]bucket
 	every      bucket
+	resources  resources
 }
 
 // bucket is the policies that one action can match.
@@ -184,8 +185,6 @@ func (s *Set) request(r Request) (cedar.Request, types.EntityGetter, error) {
 	if r.Command.Database != r.Resource.Database {
 		return cedar.Request{}, nil, fmt.Errorf("the command runs in database %q, its object is in %q", r.Command.Database, r.Resource.Database)
 	}
-	own := make(types.EntityMap, 2)
-	r.Resource.entities(own)
 	return cedar.Request{
 		Principal: r.Subject.principal,
 		Action:    action,
@@ -199,7 +198,7 @@ func (s *Set) request(r Request) (cedar.Request, types.EntityGetter, error) {
 				"kind":     types.String(r.Command.Kind),
 			}),
 		}),
-	}, layered{own, r.Subject.entities, s.entities, s.vocabulary.actions}, nil
+	}, layered{s.resources.of(r.Resource), r.Subject.entities, s.entities, s.vocabulary.actions}, nil
 }
 
 // layered looks an entity up in the maps of resource, subject, targets and actions; their types differ.
