@@ -50,7 +50,9 @@ func newRootCommand() *cobra.Command {
 	}
 	root.AddCommand(
 		newInitCommand(), newProxyCommand(), newPolicyCommand(),
+		newLoginCommand(), newLogoutCommand(), newWhoamiCommand(), newRunCommand(), newRevokeCommand(),
 		newSampleSignInCommand(), newSampleCertificateCommand(), newSQLParseChildCommand(),
+		newSessionHelperCommand(), newSupervisorCommand(),
 	)
 	return root
 }

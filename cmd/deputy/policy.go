@@ -38,7 +38,7 @@ func newPolicyCommand() *cobra.Command {
 		Long: "A policy set is a folder: policy.yaml (version and targets) and Cedar files.\n" +
 			"Sign it, and publish it at the broker; proxies load it if the signature, the schema and the version are right.",
 	}
-	cmd.AddCommand(newPolicyCheckCommand(), newPolicySignCommand(), newPolicyExplainCommand(), &cobra.Command{
+	cmd.AddCommand(newPolicyCheckCommand(), newPolicySignCommand(), newPolicyExplainCommand(), newPolicyPublishCommand(), &cobra.Command{
 		Use: "schema", Short: "Print the Cedar schema that policies are written against", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, err := io.WriteString(cmd.OutOrStdout(), policy.SchemaText())

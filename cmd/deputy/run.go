@@ -1,0 +1,234 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/deputymesh/deputy/actor"
+	"github.com/deputymesh/deputy/client"
+	"github.com/deputymesh/deputy/internal/login"
+	"github.com/deputymesh/deputy/internal/supervise"
+)
+
+// defaultLeft is how often a first-level agent may delegate when nobody says.
+const defaultLeft = 3
+
+type runOptions struct {
+	config, name, purpose, capFile string
+	targets, allow                 []string
+	left                           int
+	ttl                            time.Duration
+	isolate, noIsolate, verbose    bool
+}
+
+func newRunCommand() *cobra.Command {
+	var o runOptions
+	cmd := &cobra.Command{
+		Use:   "run --as NAME [flags] -- COMMAND [ARGUMENT...]",
+		Short: "Run a program as an agent",
+		Long: "run gives a program an identity of its own, on behalf of the signed-in user or, inside an agent, of that agent,\n" +
+			"and local listeners for its targets. Its exit status is the program's; 125 to 127 are run's own failures.",
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			// Signals are the program's, not a reason to stop.
+			code, err := runAgent(context.WithoutCancel(cmd.Context()), o, args)
+			if err != nil {
+				fmt.Fprintf(cmd.ErrOrStderr(), "deputy: %v\n", err)
+			}
+			if code == 0 && err == nil {
+				return nil
+			}
+			return exitCode(code)
+		},
+	}
+	f := cmd.Flags()
+	f.SetInterspersed(false)
+	f.StringVar(&o.config, "config", "", "agent.yaml (outside every agent)")
+	f.StringVar(&o.name, "as", "", "the agent's name")
+	f.StringArrayVar(&o.targets, "target", nil, "a target it may reach (repeat; default: all of the configuration, or of the parent)")
+	f.StringVar(&o.purpose, "purpose", "", "what for: it stands in every record")
+	f.StringVar(&o.capFile, "cap", "", "file with the capabilities to grant (RFC 9396 array)")
+	f.StringArrayVar(&o.allow, "allow", nil, "a capability: TARGET:ACTION,...[:DATABASE[:SCHEMA.TABLE,...]] (repeat)")
+	f.IntVar(&o.left, "left", -1, "how often it may be delegated further (default: 3, or one less than the parent's)")
+	f.DurationVar(&o.ttl, "ttl", 0, "for how long, at most")
+	f.BoolVar(&o.isolate, "isolate", false, "refuse to run without a host uid of its own (default as root: give it one)")
+	f.BoolVar(&o.noIsolate, "no-isolate", false, "run under this uid; the agent is graded asserted")
+	f.BoolVar(&o.verbose, "verbose", false, "say what the supervisor does")
+	cmd.MarkFlagRequired("as")
+	cmd.MarkFlagsMutuallyExclusive("isolate", "no-isolate")
+	cmd.MarkFlagsMutuallyExclusive("cap", "allow")
+	return cmd
+}
+
+func runAgent(ctx context.Context, o runOptions, argv []string) (int, error) {
+	const failed = 125
+	cwd, err := os.Getwd()
+	if err != nil {
+		return failed, fmt.Errorf("asking for the working folder: %w", err)
+	}
+	if o.ttl < 0 || (o.ttl > 0 && o.ttl < time.Second) {
+		return failed, fmt.Errorf("--ttl %s: at least a second is expected", o.ttl)
+	}
+	if o.left < -1 || o.left > actor.MaxLeft {
+		return failed, fmt.Errorf("--left %d: 0 to %d is expected", o.left, actor.MaxLeft)
+	}
+	r := supervise.Request{
+		Name: o.name, Targets: o.targets, Argv: argv, Env: os.Environ(), Cwd: cwd,
+		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Log: runLogger(o.verbose),
+		Delegation: client.Delegation{Left: o.left, Purpose: o.purpose, TTL: o.ttl},
+	}
+	switch {
+	case o.isolate:
+		r.Isolation = supervise.IsolateAlways
+	case o.noIsolate:
+		r.Isolation = supervise.IsolateNever
+	}
+	// Where this really is, issuer and supervisors decide by the kernel: a variable that is set, or
+	// unset, leads nowhere else.
+	if socket := os.Getenv(client.SocketVariable); socket != "" {
+		return runInside(ctx, socket, o, r)
+	}
+	cfg, err := loadAgentConfig(o.config)
+	if err != nil {
+		return failed, err
+	}
+	mesh, err := cfg.mesh()
+	if err != nil {
+		return failed, err
+	}
+	if r.Delegation.Left < 0 {
+		r.Delegation.Left = defaultLeft
+	}
+	if r.Delegation.Cap, err = capabilities(o, mesh.TrustDomain); err != nil {
+		return failed, err
+	}
+	conn, session, err := login.Dial(ctx, cfg.RuntimeDir)
+	if err != nil {
+		return failed, err
+	}
+	defer conn.Close()
+	return supervise.Outside{Mesh: mesh, RuntimeDir: cfg.RuntimeDir, Session: session}.Run(ctx, r)
+}
+
+func runInside(ctx context.Context, socket string, o runOptions, r supervise.Request) (int, error) {
+	if o.capFile != "" || len(o.allow) > 0 {
+		a, err := client.Dial(ctx, socket)
+		if err != nil {
+			return 125, err
+		}
+		d, err := a.Describe(ctx)
+		a.Close()
+		if err != nil {
+			return 125, err
+		}
+		if r.Delegation.Cap, err = capabilities(o, d.ID.TrustDomain()); err != nil {
+			return 125, err
+		}
+	}
+	return supervise.Inside(ctx, socket, r)
+}
+
+// mesh is what supervisors must know of the configuration.
+func (c *agentConfig) mesh() (supervise.Mesh, error) {
+	td, err := spiffeid.TrustDomainFromString(c.TrustDomain)
+	if err != nil {
+		return supervise.Mesh{}, err
+	}
+	broker, err := spiffeid.FromString(c.Broker.SPIFFEID)
+	if err != nil {
+		return supervise.Mesh{}, err
+	}
+	m := supervise.Mesh{TrustDomain: td, IssuerSocket: c.IssuerSocket, Broker: client.Mesh{Name: c.Mesh, TokenURL: c.Broker.TokenURL, Broker: broker}}
+	for _, t := range c.Targets {
+		proxy, err := spiffeid.FromString(t.Proxy)
+		if err != nil {
+			return supervise.Mesh{}, err
+		}
+		m.Targets = append(m.Targets, client.Target{Name: t.Name, Kind: t.Kind, Address: t.Address, Proxy: proxy,
+			RenewalURL: t.Renewal, Database: t.Database, User: t.User})
+	}
+	return m, nil
+}
+
+// capabilities reads --cap or --allow; nil when neither was given.
+func capabilities(o runOptions, td spiffeid.TrustDomain) (actor.Details, error) {
+	if o.capFile != "" {
+		f, err := os.Open(o.capFile)
+		if err != nil {
+			return nil, fmt.Errorf("reading the capabilities: %w", err)
+		}
+		defer f.Close()
+		raw, err := io.ReadAll(io.LimitReader(f, actor.MaxSize+1))
+		if err != nil {
+			return nil, fmt.Errorf("reading the capabilities: %w", err)
+		}
+		d, err := actor.ParseDetails(raw)
+		if err != nil {
+			return nil, fmt.Errorf("the capabilities in %s: %w", o.capFile, err)
+		}
+		return d, nil
+	}
+	var out actor.Details
+	for _, a := range o.allow {
+		d, err := parseAllow(a, td)
+		if err != nil {
+			return nil, fmt.Errorf("--allow %q: %w", a, err)
+		}
+		out = append(out, d)
+	}
+	if out == nil {
+		return nil, nil
+	}
+	return out, out.Validate()
+}
+
+// parseAllow reads TARGET:ACTION,...[:DATABASE[:SCHEMA.TABLE,...]]; * stands for any database.
+func parseAllow(s string, td spiffeid.TrustDomain) (actor.Detail, error) {
+	parts := strings.Split(s, ":")
+	if len(parts) < 2 || len(parts) > 4 {
+		return nil, fmt.Errorf("TARGET:ACTION,...[:DATABASE[:SCHEMA.TABLE,...]] is expected, such as orders-db:select:shop:public.*")
+	}
+	id, err := actor.TargetID(td, parts[0])
+	if err != nil {
+		return nil, err
+	}
+	d := actor.PostgresDetail{Locations: []spiffeid.ID{id}, Actions: strings.Split(parts[1], ",")}
+	if len(parts) > 2 && parts[2] != "*" {
+		d.Databases = strings.Split(parts[2], ",")
+	}
+	if len(parts) > 3 {
+		d.Tables = strings.Split(parts[3], ",")
+	}
+	return d, actor.Details{d}.Validate()
+}
+
+func runLogger(verbose bool) *slog.Logger {
+	level := slog.LevelWarn
+	if verbose {
+		level = slog.LevelDebug
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+}
+
+func newSupervisorCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: supervise.SupervisorArgument, Hidden: true, Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			code, err := supervise.RunIsolated(context.WithoutCancel(cmd.Context()), runLogger(false))
+			if err != nil {
+				fmt.Fprintf(os.Stderr, "deputy: %v\n", err)
+			}
+			return exitCode(code)
+		},
+	}
+}
