@@ -44,6 +44,11 @@ func TestALoadErrorNamesThePlace(t *testing.T) {
 		{"another spelling of a name", "permit (principal, action, resource == Deputy::Table::\"orders-db/shop/public.a.b\");", `should be written "orders-db/shop/public.a%2Eb"`},
 		{"database with a slash too many", "permit (principal, action, resource in Deputy::Database::\"orders-db/shop/\");", `should read <target>/<database>`},
 		{"user without an issuer", "permit (principal == Deputy::User::\"alice\", action, resource);", `should read <issuer>#<subject>`},
+		{"a group for an action", "forbid (principal, action == Deputy::Action::\"admin\", resource);", `bad.cedar:1:1`},
+		{"a role for a user", "forbid (principal == Deputy::Role::\"analyst\", action, resource);", `bad.cedar:1:1`},
+		{"a target for an object", "forbid (principal, action, resource == Deputy::Target::\"orders-db\");", `bad.cedar:1:1`},
+		{"a group for an action in a condition", "forbid (principal, action, resource) when { action == Deputy::Action::\"admin\" };", `bad.cedar:1:1`},
+		{"a target for an object in a condition", "forbid (principal, action, resource) when { resource == Deputy::Target::\"orders-db\" };", `bad.cedar:1:1`},
 		{"action that doesn't apply", "permit (principal, action == Deputy::Action::\"postgres:set\", resource is Deputy::Table);", `bad.cedar:1:1`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
