@@ -7,6 +7,8 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -34,10 +36,12 @@ type agentBroker struct {
 }
 
 type agentIDP struct {
-	Issuer   string   `yaml:"issuer"`
-	ClientID string   `yaml:"client_id"`
-	CAFile   string   `yaml:"ca_file,omitempty"`
-	Scopes   []string `yaml:"scopes,omitempty"`
+	Issuer   string `yaml:"issuer"`
+	ClientID string `yaml:"client_id"`
+	// Algorithms of its ID tokens; empty: RS256.
+	Algorithms []string `yaml:"algorithms,omitempty"`
+	CAFile     string   `yaml:"ca_file,omitempty"`
+	Scopes     []string `yaml:"scopes,omitempty"`
 	// Callback is the loopback address of the redirect; port 0 takes a free one.
 	Callback string `yaml:"callback,omitempty"`
 }
@@ -52,6 +56,9 @@ type agentTargetConfig struct {
 	Database string `yaml:"database,omitempty"`
 	User     string `yaml:"user,omitempty"`
 }
+
+// idTokenAlgorithms may sign ID tokens; never none, and nothing with a shared secret.
+var idTokenAlgorithms = []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
 
 func (c *agentConfig) check() error {
 	td, err := spiffeid.TrustDomainFromString(c.TrustDomain)
@@ -78,6 +85,11 @@ func (c *agentConfig) check() error {
 	}
 	if c.IdentityProvider.ClientID == "" {
 		return fieldError("$.identity_provider.client_id", "this client's name at the provider is expected")
+	}
+	for i, a := range c.IdentityProvider.Algorithms {
+		if !slices.Contains(idTokenAlgorithms, a) {
+			return fieldError(fmt.Sprintf("$.identity_provider.algorithms[%d]", i), "one of %s is expected", strings.Join(idTokenAlgorithms, ", "))
+		}
 	}
 	if cb := c.IdentityProvider.Callback; cb != "" {
 		host, _, err := net.SplitHostPort(cb)

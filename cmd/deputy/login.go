@@ -277,7 +277,7 @@ func runHelper(ctx context.Context, config string, session kernel.Process, repor
 	}
 	defer issuer.Close()
 	provider := login.Provider{Issuer: cfg.IdentityProvider.Issuer, ClientID: cfg.IdentityProvider.ClientID,
-		Scopes: cfg.IdentityProvider.Scopes, Callback: cfg.IdentityProvider.Callback}
+		Algorithms: cfg.IdentityProvider.Algorithms, Scopes: cfg.IdentityProvider.Scopes, Callback: cfg.IdentityProvider.Callback}
 	if path := cfg.IdentityProvider.CAFile; path != "" {
 		if provider.CA, err = os.ReadFile(path); err != nil {
 			return fmt.Errorf("reading the identity provider's CA: %w", err)

@@ -13,6 +13,7 @@ import (
 	"html"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -37,6 +38,8 @@ type Provider struct {
 	ClientID string
 	// CA verifies the provider's server certificate; PEM. Empty: the system's.
 	CA []byte
+	// Algorithms of ID tokens; empty: RS256.
+	Algorithms []string
 	// Scopes besides openid.
 	Scopes []string
 	// Callback is the loopback address of the redirect; its port may be 0. Empty: 127.0.0.1:0.
@@ -105,7 +108,7 @@ func SignIn(ctx context.Context, p Provider, key crypto.Signer, show func(url st
 	defer l.Close()
 	redirect := "http://" + net.JoinHostPort(host, strconv.Itoa(l.Addr().(*net.TCPAddr).Port)) + callbackPath
 
-	conf := &oauth2.Config{ClientID: p.ClientID, Endpoint: provider.Endpoint(), RedirectURL: redirect, Scopes: append([]string{oidc.ScopeOpenID}, p.Scopes...)}
+	conf := &oauth2.Config{ClientID: p.ClientID, Endpoint: provider.Endpoint(), RedirectURL: redirect, Scopes: scopes(p.Scopes)}
 	conf.Endpoint.AuthStyle = oauth2.AuthStyleInParams // a public client: no secret to put elsewhere
 	verifier := oauth2.GenerateVerifier()
 	state := randomText()
@@ -144,7 +147,7 @@ func SignIn(ctx context.Context, p Provider, key crypto.Signer, show func(url st
 
 // check verifies the ID token.
 func check(ctx context.Context, provider *oidc.Provider, p Provider, raw, nonce string) (*SignedIn, error) {
-	id, err := provider.Verifier(&oidc.Config{ClientID: p.ClientID}).Verify(ctx, raw)
+	id, err := provider.Verifier(&oidc.Config{ClientID: p.ClientID, SupportedSigningAlgs: algorithms(p.Algorithms)}).Verify(ctx, raw)
 	if err != nil {
 		return nil, fmt.Errorf("signing in: the ID token: %w", err)
 	}
@@ -258,4 +261,22 @@ func randomText() string {
 	var b [32]byte
 	rand.Read(b[:])
 	return base64.RawURLEncoding.EncodeToString(b[:])
+}
+
+func scopes(more []string) []string {
+	out := []string{oidc.ScopeOpenID}
+	for _, s := range more {
+		if !slices.Contains(out, s) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// algorithms are never the provider's own choice.
+func algorithms(list []string) []string {
+	if len(list) == 0 {
+		return []string{oidc.RS256}
+	}
+	return list
 }
