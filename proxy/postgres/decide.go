@@ -32,6 +32,9 @@ type decision struct {
 	planned bool
 	// defines says that the catalogue may look different afterwards.
 	defines bool
+	// blind says that it writes to a table of which some policy masks a column, without reading it: nothing says then
+	// whether the agent may see what an error text would tell of the row.
+	blind bool
 	// text goes to the target instead of the statement's own, if not empty.
 	text string
 	snap *snapshot
@@ -76,9 +79,14 @@ func (d *decider) decide(ctx context.Context, stmt *sqlparse.Statement) (*decisi
 		return dec, err
 	}
 	dec.cmd.Ops = b.ops
-	cat2 := names{snap}
-	dec.planned = harmlessNames(stmt, cat2) && !snap.casts && b.plain
-	dec.cmd.ReadOnly = dec.planned && stmt.ReadOnly(cat2) && dec.text == ""
+	known := names{snap}
+	dec.planned = harmlessNames(stmt, known) && !snap.casts && b.plain
+	dec.cmd.ReadOnly = dec.planned && stmt.ReadOnly(known) && dec.text == ""
+	for i, r := range stmt.Relations {
+		if r.Access&sqlparse.Write != 0 && r.Access&sqlparse.Read == 0 {
+			dec.blind = dec.blind || dec.relations[i] != nil && b.isMasked(dec.relations[i])
+		}
+	}
 	return dec, nil
 }
 

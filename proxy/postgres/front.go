@@ -139,13 +139,11 @@ func (s *session) authorize(ctx context.Context, stmt *sqlparse.Statement) (*run
 		f, err := s.refuse(ctx, d.cmd, err)
 		return nil, f, err
 	}
-	var x *exposure
 	d.cmd.Check = func(ob policy.Obligations) error {
 		if len(ob.Masks) == 0 {
 			return nil
 		}
-		x = expose(d, ob)
-		return x.check()
+		return expose(d, ob).check()
 	}
 	pass, err := s.core.Authorize(ctx, d.cmd)
 	if err != nil {
@@ -156,10 +154,8 @@ func (s *session) authorize(ctx context.Context, stmt *sqlparse.Statement) (*run
 	if givesRows(stmt.Kind) {
 		r.limit = int64(min(r.obligations.MaxRows, 1<<31-2))
 	}
-	if len(r.obligations.Masks) > 0 {
-		r.touched = expose(d, r.obligations).touched()
-		s.sawMasked = s.sawMasked || r.touched
-	}
+	r.touched = d.blind || len(r.obligations.Masks) > 0 && expose(d, r.obligations).touched()
+	s.sawMasked = s.sawMasked || r.touched
 	if stmt.Kind == sqlparse.KindTransaction && s.sawMasked {
 		// What was deferred to the end of the transaction speaks then.
 		r.touched = true
