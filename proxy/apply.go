@@ -12,8 +12,13 @@ import (
 	"github.com/deputymesh/deputy/policy"
 )
 
-// ErrRollback says that the broker is behind what this proxy has seen already.
-var ErrRollback = errors.New("the broker's feed went back")
+// Errors of a feed that can't be believed. Both end the stream; a new one begins with a snapshot.
+var (
+	// ErrRollback says that the broker is behind what this proxy has seen already.
+	ErrRollback = errors.New("the broker's feed went back")
+	// ErrGap says that the broker left out a revision, which may have held a revocation.
+	ErrGap = errors.New("the broker's feed left something out")
+)
 
 // Apply takes one update of the feed and returns how many live sessions it ended. What is wrong with a
 // key or a policy set is reported and left out; an error means that the update as a whole can't be
@@ -81,6 +86,8 @@ func (s *State) order(u feed.Update) error {
 		return fmt.Errorf("%w: a delta repeats revision %d", ErrRollback, u.Revision)
 	case u.Kind != feed.Snapshot && !s.complete:
 		return errors.New("the broker's feed must begin with a snapshot")
+	case u.Kind == feed.Delta && u.Revision != s.kept.Revision+1, u.Kind == feed.Heartbeat && u.Revision != s.kept.Revision:
+		return fmt.Errorf("%w: it is at revision %d, this proxy has applied %d", ErrGap, u.Revision, s.kept.Revision)
 	}
 	return nil
 }

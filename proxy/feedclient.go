@@ -51,20 +51,9 @@ func RunFeed(ctx context.Context, cfg FeedConfig) error {
 	}
 	tlsCfg := tlsconfig.MTLSClientConfig(cfg.SVID, cfg.Bundles, tlsconfig.AuthorizeID(cfg.Broker))
 	tlsCfg.MinVersion = tls.VersionTLS13
-	conn, err := grpc.NewClient(cfg.Address,
-		grpc.WithTransportCredentials(credentials.NewTLS(tlsCfg)),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(feed.MaxMessage)),
-		grpc.WithDisableServiceConfig(),
-		grpc.WithNoProxy(),
-	)
-	if err != nil {
-		return fmt.Errorf("preparing the feed from %s: %w", cfg.Address, err)
-	}
-	defer conn.Close()
-	client := feedv1.NewFeedClient(conn)
 	wait := minRedial
 	for ctx.Err() == nil {
-		applied, err := syncOnce(ctx, cfg, client)
+		applied, err := syncOnce(ctx, cfg, tlsCfg)
 		if ctx.Err() != nil {
 			break
 		}
@@ -72,7 +61,6 @@ func RunFeed(ctx context.Context, cfg FeedConfig) error {
 			wait = minRedial
 		}
 		cfg.Logger.WarnContext(ctx, "the feed from the broker broke off", "error", err, "again_in", wait)
-		conn.ResetConnectBackoff()
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait/2 + rand.N(wait/2+1)):
@@ -82,14 +70,25 @@ func RunFeed(ctx context.Context, cfg FeedConfig) error {
 	return nil
 }
 
-// syncOnce opens one stream and applies what comes until it breaks. It reports whether anything was applied.
-func syncOnce(ctx context.Context, cfg FeedConfig, client feedv1.FeedClient) (applied bool, err error) {
+// syncOnce connects, opens one stream and applies what comes until it breaks. It reports whether anything
+// was applied. Each stream has a connection of its own, so that a new SVID is shown after a rotation.
+func syncOnce(ctx context.Context, cfg FeedConfig, tlsCfg *tls.Config) (applied bool, err error) {
+	conn, err := grpc.NewClient(cfg.Address,
+		grpc.WithTransportCredentials(credentials.NewTLS(tlsCfg)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(feed.MaxMessage)),
+		grpc.WithDisableServiceConfig(),
+		grpc.WithNoProxy(),
+	)
+	if err != nil {
+		return false, fmt.Errorf("preparing the feed from %s: %w", cfg.Address, err)
+	}
+	defer conn.Close()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	// A broker that says nothing at all is no broker: without this a dead connection would look alive.
 	silence := time.AfterFunc(feedSilence, func() { cancel(errors.New("the broker fell silent")) })
 	defer silence.Stop()
-	stream, err := client.Sync(ctx)
+	stream, err := feedv1.NewFeedClient(conn).Sync(ctx)
 	if err != nil {
 		return false, fmt.Errorf("opening the feed: %w", err)
 	}

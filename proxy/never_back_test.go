@@ -54,6 +54,18 @@ func TestTheFeedNeverGoesBack(t *testing.T) {
 	check(after)
 }
 
+func TestARevisionThatIsLeftOutEndsTheStream(t *testing.T) {
+	m := serving(t)
+	for _, kind := range []feed.MessageKind{feed.Delta, feed.Heartbeat} {
+		u := feed.Update{Revision: m.revision + 2, SentAt: m.clock.Now(), Kind: kind}
+		if _, err := m.state.Apply(context.Background(), u); !errors.Is(err, proxy.ErrGap) {
+			t.Errorf("kind %d: %v, want ErrGap", kind, err)
+		}
+	}
+	m.revision += 5
+	m.apply(m.snapshot())
+}
+
 func TestAPolicySetNeverGoesBackAndABadOneChangesNothing(t *testing.T) {
 	m := serving(t)
 	send := func(signed string) { m.apply(m.update(feed.Delta, feed.Changes{PolicySet: signed})) }
