@@ -113,13 +113,6 @@ func credentialVectors(t testing.TB) (environment, credentialFile, credentialFil
 	return env, valid, invalid
 }
 
-func writeCredentialVectors(t testing.TB) {
-	env, valid, invalid := credentialVectors(t)
-	writeVectors(t, "environment.json", env)
-	writeVectors(t, "credentials-valid.json", valid)
-	writeVectors(t, "credentials-invalid.json", invalid)
-}
-
 func allCases() []vectorCase {
 	var out []vectorCase
 	for _, list := range [][]vectorCase{validCases(), peerCases(), formCases(), jsonCases(), headerCases(), claimCases(),

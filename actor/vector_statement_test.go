@@ -119,9 +119,6 @@ func statementVectors() statementFile {
 }
 
 func TestEveryStatementVectorIsJudgedAsItSays(t *testing.T) {
-	if *update {
-		writeVectors(t, "statements.json", statementVectors())
-	}
 	env := readVectors[environment](t, "environment.json")
 	file := readVectors[statementFile](t, "statements.json")
 	judge := func(t *testing.T, vec statementVector, class actor.Class, err error) {

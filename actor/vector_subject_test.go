@@ -128,9 +128,6 @@ func outcomeOfSubject(s *actor.Subject) *subjectOutcome {
 }
 
 func TestEverySubjectVectorIsJudgedAsItSays(t *testing.T) {
-	if *update {
-		writeVectors(t, "subjects.json", subjectVectors(t))
-	}
 	env := readVectors[environment](t, "environment.json")
 	for _, vec := range readVectors[subjectFile](t, "subjects.json").Vectors {
 		t.Run(vec.Name, func(t *testing.T) {

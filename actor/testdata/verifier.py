@@ -648,8 +648,16 @@ def spiffe_of(cert):
     return uris[0] if len(uris) == 1 and spiffe(uris[0]) else None
 
 
+def utc(moment):
+    return int(moment.replace(tzinfo=datetime.timezone.utc).timestamp())
+
+
 def end_of(cert):
-    return int(cert.not_valid_after_utc.timestamp())
+    return utc(getattr(cert, "not_valid_after_utc", None) or cert.not_valid_after)
+
+
+def start_of(cert):
+    return utc(getattr(cert, "not_valid_before_utc", None) or cert.not_valid_before)
 
 
 def check_path(chain, bundle, now, cls):
@@ -662,16 +670,17 @@ def check_path(chain, bundle, now, cls):
         need(not leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca, cls)
     except x509.ExtensionNotFound:
         refuse(cls)
-    moment = datetime.datetime.fromtimestamp(now, datetime.timezone.utc)
 
     def valid(c):
-        return c.not_valid_before_utc <= moment <= c.not_valid_after_utc
+        return start_of(c) <= now <= end_of(c)
 
     def issued(c, by):
         try:
-            c.verify_directly_issued_by(by)
+            if c.issuer != by.subject:
+                return False
+            by.public_key().verify(c.signature, c.tbs_certificate_bytes, ec.ECDSA(c.signature_hash_algorithm))
             return by.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-        except Exception:
+        except (InvalidSignature, x509.ExtensionNotFound):
             return False
 
     def search(c, left):

@@ -1,0 +1,16 @@
+package actor_test
+
+import (
+	"os/exec"
+	"testing"
+)
+
+// TestASecondVerifierJudgesTheVectorsTheSame runs testdata/verifier.py, which was
+// written from the specification and knows nothing of this package.
+func TestASecondVerifierJudgesTheVectorsTheSame(t *testing.T) {
+	out, err := exec.CommandContext(t.Context(), "/usr/bin/python3", "testdata/verifier.py", vectorDir).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v (it needs the Debian packages python3 and python3-cryptography)\n%s", err, out)
+	}
+	t.Logf("%s", out)
+}
