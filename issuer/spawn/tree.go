@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"math/big"
@@ -233,15 +232,15 @@ func (s *Server) hold(a *agent, p *attest.Process) {
 	s.held[mark] = a
 	s.holders.Go(func() {
 		err := p.Wait()
-		if err != nil && !errors.Is(err, os.ErrClosed) {
-			s.log.Error("waiting for a supervisor failed; its agent ends", "agent", a.id, "error", err)
-		}
-		s.end(a, ReasonExited) // unless the server is closing
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.closing {
 			return
 		}
+		if err != nil {
+			s.log.Error("waiting for a supervisor failed; its agent ends", "agent", a.id, "error", err)
+		}
+		s.endLocked(a, ReasonExited)
 		if s.held[mark] == a {
 			delete(s.held, mark)
 			s.removals++
