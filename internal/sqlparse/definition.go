@@ -16,7 +16,7 @@ func (w *walker) definition(n *pg.Node, sc *scope) {
 	if d, ok := definitions[name]; ok {
 		s.Kind, s.Tag = d.kind, d.tag
 		if d.opaque {
-			w.opaque[d.tag] = true
+			defer func() { w.opaque[s.Tag] = true }()
 		}
 	} else {
 		s.Kind, s.Tag = KindOther, name
@@ -36,6 +36,10 @@ func (w *walker) definition(n *pg.Node, sc *scope) {
 		w.all(n, sc)
 	case *pg.Node_RenameStmt:
 		s.Tag += objectTag(v.RenameStmt.RenameType)
+		switch v.RenameStmt.RenameType {
+		case pg.ObjectType_OBJECT_COLUMN, pg.ObjectType_OBJECT_TABCONSTRAINT, pg.ObjectType_OBJECT_ATTRIBUTE:
+			s.Tag = "ALTER" + objectTag(v.RenameStmt.RelationType)
+		}
 		w.all(n, sc)
 	case *pg.Node_AlterOwnerStmt:
 		s.Tag += objectTag(v.AlterOwnerStmt.ObjectType)
@@ -87,6 +91,9 @@ func (w *walker) definition(n *pg.Node, sc *scope) {
 	case *pg.Node_CreateRoleStmt:
 		w.roles[v.CreateRoleStmt.Role] = true
 		w.all(n, sc)
+	case *pg.Node_CreateStatsStmt:
+		w.exprs(v.CreateStatsStmt.Relations, sc, UseOther) // before what refers to their columns
+		w.exprs(v.CreateStatsStmt.Exprs, sc, UseOther)
 	case *pg.Node_CreateFunctionStmt:
 		if v.CreateFunctionStmt.IsProcedure {
 			s.Tag = "CREATE PROCEDURE"

@@ -22,9 +22,13 @@ type Statement struct {
 
 	Relations []Relation `json:"relations,omitempty"`
 	Columns   []Column   `json:"columns,omitempty"`
-	Functions []Name     `json:"functions,omitempty"`
-	Types     []Name     `json:"types,omitempty"`
-	Operators []Name     `json:"operators,omitempty"`
+	// Functions are those called by name, aggregates too, and table sampling methods.
+	Functions []Name `json:"functions,omitempty"`
+	// Types are those that values are cast to or columns defined with, without array brackets.
+	Types []Name `json:"types,omitempty"`
+	// Operators are those written, and = for IN, USING, NATURAL and the like. The ones that a type
+	// sorts and compares with in ORDER BY, GROUP BY, DISTINCT and UNION are the type's own.
+	Operators []Name `json:"operators,omitempty"`
 	// Calls holds the names n of references like t.n or (t).n. Where t has no such column and a
 	// function n takes a row, PostgreSQL calls the function: SELECT u.drop_all FROM users u. A caller
 	// must know each to be no such function, or treat it as one.

@@ -39,17 +39,13 @@ func (w *walker) columnRef(ref *pg.ColumnRef, sc *scope, use Use) int {
 
 // unqualified resolves a bare name: a column of anything in scope, at any level, or a whole row.
 func (w *walker) unqualified(c *Column, sc *scope) {
-	name := c.Name()
-	for ; sc != nil; sc = sc.parent {
+	c.From, c.Derived = sc.seen()
+	for name := c.Name(); sc != nil && !c.Row; sc = sc.parent {
 		for _, it := range sc.items {
-			if it.excluded {
-				continue
-			}
-			if it.name == name {
+			if it.name == name && !it.excluded {
 				c.Row = true
+				break
 			}
-			c.From = appendNew(c.From, it.rels)
-			c.Derived = c.Derived || it.derived
 		}
 	}
 }
@@ -77,11 +73,8 @@ func (w *walker) qualified(c *Column, qualifier []string, sc *scope) {
 			return
 		}
 	}
+	c.From, _ = sc.seen()
 	c.Derived = true
-	for level := sc; level != nil; level = level.parent {
-		from, _ := itemsRefs(level.items)
-		c.From = appendNew(c.From, from)
-	}
 }
 
 func itemsRefs(items []item) (from []int, derived bool) {

@@ -3,10 +3,10 @@
 package sqlparse
 
 import (
+	"encoding/binary"
 	"fmt"
 	"sort"
 	"strconv"
-	"strings"
 
 	pg "github.com/pganalyze/pg_query_go/v6"
 )
@@ -67,6 +67,29 @@ type scope struct {
 	parent *scope
 	ctes   *ctes
 	items  []item
+
+	// What seen last gave, and for how many items: a short text can have a thousand of each.
+	seenItems   int
+	seenFrom    []int
+	seenDerived bool
+}
+
+// seen gives the relations that an unqualified name in s can belong to, the innermost level first,
+// and whether anything derived is among what it can see. The list is shared: don't append to it.
+func (s *scope) seen() (from []int, derived bool) {
+	n := 0
+	for l := s; l != nil; l = l.parent {
+		n += len(l.items)
+	}
+	if n == s.seenItems {
+		return s.seenFrom, s.seenDerived
+	}
+	for l := s; l != nil; l = l.parent {
+		more, d := itemsRefs(l.items)
+		from, derived = appendNew(from, more), derived || d
+	}
+	s.seenItems, s.seenFrom, s.seenDerived = n, from, derived
+	return from, derived
 }
 
 // item is something in FROM that references can be qualified with.
@@ -158,9 +181,7 @@ func (w *walker) itemOf(i int) item {
 // column notes a reference with a use and gives its index. The same reference with the same use is
 // noted once.
 func (w *walker) column(c Column) int {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%q %t %t %t %t %s %v", c.Path, c.Star, c.Row, c.Excluded, c.Derived, c.Use, c.From)
-	key := b.String()
+	key := columnKey(c)
 	i, ok := w.columns[key]
 	if !ok {
 		w.fromRefs += len(c.From)
@@ -174,6 +195,22 @@ func (w *walker) column(c Column) int {
 	}
 	w.trail = append(w.trail, i)
 	return i
+}
+
+// columnKey gives a string that is the same for equal columns only: no path can hold a NUL.
+func columnKey(c Column) string {
+	b := make([]byte, 0, 64)
+	for _, p := range c.Path {
+		b = append(append(b, p...), 0)
+	}
+	b = append(append(b, 0), c.Use...)
+	for _, flag := range []bool{c.Star, c.Row, c.Excluded, c.Derived} {
+		b = strconv.AppendBool(append(b, 0), flag)
+	}
+	for _, i := range c.From {
+		b = binary.AppendUvarint(b, uint64(i))
+	}
+	return string(b)
 }
 
 // alsoUse notes columns once more, with another use.
