@@ -20,6 +20,9 @@ var (
 	ErrGap = errors.New("the broker's feed left something out")
 )
 
+// keepEnded is how long the end of an agent is remembered: longer than anything it was granted can live.
+const keepEnded = 48 * time.Hour
+
 // Apply takes one update of the feed and returns how many live sessions it ended. What is wrong with a
 // key or a policy set is reported and left out; an error means that the update as a whole can't be
 // believed or kept, and that the stream must end. Revocations take effect even then, since they can only
@@ -119,7 +122,7 @@ func (s *State) revoke(u feed.Update) int {
 	ended := 0
 	for _, r := range u.Revocations {
 		_, old := known[r.Of]
-		if until, ok := s.revoked[r.Of]; !ok || (!until.IsZero() && r.ExpiresAt.After(until)) {
+		if until, ok := s.revoked[r.Of]; !ok || r.ExpiresAt.After(until) {
 			s.revoked[r.Of] = r.ExpiresAt
 		}
 		n := s.end(r.Of)
@@ -131,9 +134,7 @@ func (s *State) revoke(u feed.Update) int {
 	for _, a := range u.Ended {
 		// The feed's conversion checked the id; one that is no agent matches nothing.
 		m := feed.Match{Kind: feed.Agent, Value: a.ID}
-		// An instance is never used again, so its end is kept as long as the proxy runs, or until a
-		// snapshot no longer lists it.
-		s.revoked[m] = time.Time{}
+		s.revoked[m] = s.cfg.Now().Add(keepEnded)
 		ended += s.end(m)
 	}
 	s.mu.Unlock()

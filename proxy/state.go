@@ -197,7 +197,7 @@ func (s *State) forget() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for m, until := range s.revoked {
-		if !until.IsZero() && now.After(until.Add(time.Minute)) {
+		if now.After(until.Add(time.Minute)) {
 			delete(s.revoked, m)
 		}
 	}
