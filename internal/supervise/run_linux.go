@@ -306,7 +306,9 @@ func Inside(ctx context.Context, socket string, r Request) (int, error) {
 	if err != nil {
 		return exitFailed, fmt.Errorf("the parent's supervisor: %w", plain(err))
 	}
-	stream, err := rpc.Spawn(ctx)
+	streamCtx, hangUp := context.WithCancel(ctx)
+	defer hangUp()
+	stream, err := rpc.Spawn(streamCtx)
 	if err != nil {
 		return exitFailed, fmt.Errorf("the parent's supervisor: %w", plain(err))
 	}
@@ -325,7 +327,7 @@ func Inside(ctx context.Context, socket string, r Request) (int, error) {
 	}
 	if a := m.GetAdopted(); a != nil {
 		f.close()
-		return runAdopted(ctx, r, path, about, stream, a, signals)
+		return runAdopted(ctx, r, path, about, stream, hangUp, a, signals)
 	}
 	iso := m.GetIsolated()
 	if iso == nil {
@@ -373,7 +375,7 @@ func waitIsolated(stream agentv1.Agent_SpawnClient, signals <-chan os.Signal) (i
 }
 
 // runAdopted makes this process, inside its parent's reach, the child's supervisor.
-func runAdopted(ctx context.Context, r Request, parentSocket string, about *agentv1.DescribeResponse, stream agentv1.Agent_SpawnClient, a *agentv1.Adopted, signals <-chan os.Signal) (int, error) {
+func runAdopted(ctx context.Context, r Request, parentSocket string, about *agentv1.DescribeResponse, stream agentv1.Agent_SpawnClient, hangUp func(), a *agentv1.Adopted, signals <-chan os.Signal) (int, error) {
 	id, err := actor.AgentIDFromString(a.GetSpiffeId())
 	if err != nil {
 		return exitFailed, fmt.Errorf("the supervisor's answer: %w", err)
@@ -392,7 +394,9 @@ func runAdopted(ctx context.Context, r Request, parentSocket string, about *agen
 	}
 	return runHere(ctx, r, dir, id, Config{
 		Mesh: mesh, Ticket: a.GetTicket(), Chain: ChainFromProto(a.GetGrants()), Log: r.Log,
-		Upstream: func(_ context.Context, set func(client.Chain)) error {
+		Upstream: func(ctx context.Context, set func(client.Chain)) error {
+			stop := context.AfterFunc(ctx, hangUp)
+			defer stop()
 			for {
 				m, err := stream.Recv()
 				if err != nil {
