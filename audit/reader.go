@@ -243,3 +243,28 @@ func (b byteReader) ReadAt(p []byte, off int64) (int, error) {
 	}
 	return n, nil
 }
+
+// Origin returns the name of the log in fsys, as its first checkpoint says it; nothing is verified.
+func Origin(fsys fs.FS) (string, error) {
+	numbers, err := listSegments(fsys)
+	if err != nil && len(numbers) == 0 {
+		return "", err
+	}
+	if len(numbers) == 0 {
+		return "", fmt.Errorf("no audit log here: %w", fs.ErrNotExist)
+	}
+	seg, err := openSegmentFile(fsys, numbers[0])
+	if err != nil {
+		return "", err
+	}
+	defer seg.close()
+	f, err := readFrame(seg.at, blockSize, min(seg.size, seg.head.size))
+	if err != nil {
+		return "", err
+	}
+	cp, err := parseCheckpoint(f.checkpoint)
+	return cp.Origin, err
+}
+
+// ParseCheckpoint reads the text of a signed checkpoint, such as one in a receipt, without verifying it.
+func ParseCheckpoint(msg []byte) (Checkpoint, error) { return parseCheckpoint(msg) }

@@ -85,6 +85,8 @@ var (
 	ErrLocked = errors.New("audit log is in use by another process")
 	// ErrCorrupt: damage that a crash can't explain. The log isn't opened.
 	ErrCorrupt = errors.New("audit log is damaged")
+	// ErrNotFound: no record, or no task, of that name.
+	ErrNotFound = errors.New("not found")
 	// ErrRolledBack: the log doesn't contain a checkpoint that was seen before.
 	ErrRolledBack = errors.New("audit log was rolled back")
 )

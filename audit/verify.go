@@ -321,7 +321,7 @@ func (v *verifier) finish() error {
 // prove builds the audit path of the record that was asked for and checks it against the last checkpoint.
 func (v *verifier) prove() error {
 	if v.found == nil {
-		return fmt.Errorf("record %s: %w", v.opts.Record, fs.ErrNotExist)
+		return fmt.Errorf("record %s: %w in this log", v.opts.Record, ErrNotFound)
 	}
 	if v.report.FirstSeq > 0 || int64(len(v.hashes)) != tlog.StoredHashCount(v.tree.size) {
 		return fmt.Errorf("record %s: its path needs the whole log from record 0", v.opts.Record)
