@@ -220,13 +220,7 @@ func (l *launcher) wait(ctx context.Context, c *launched, cmd *exec.Cmd, control
 	cancel()
 	control.Close()
 	<-serving
-	end := childEnd{Code: exitStatus(cmd.ProcessState)}
-	if end.Code == exitSignalled+int(syscall.SIGKILL) {
-		end.Error = fmt.Sprintf("the supervisor of %s was killed", id)
-	}
-	if cmd.ProcessState == nil {
-		end = childEnd{Code: exitFailed, Error: fmt.Sprintf("waiting for the supervisor of %s: %v", id, err)}
-	}
+	end := supervisorEnd(id, cmd.ProcessState, err)
 	if c.group != nil {
 		if err := c.group.end(); err != nil {
 			l.log.WarnContext(ctx, "the agent's control group is left", "agent", id.String(), "error", err)
@@ -241,14 +235,16 @@ func (l *launcher) wait(ctx context.Context, c *launched, cmd *exec.Cmd, control
 	c.done <- end
 }
 
-func exitStatus(st *os.ProcessState) int {
+// supervisorEnd tells the program's exit code, which its supervisor ends with, from the supervisor's own
+// violent end.
+func supervisorEnd(id actor.AgentID, st *os.ProcessState, err error) childEnd {
 	if st == nil {
-		return exitFailed
+		return childEnd{Code: exitFailed, Error: fmt.Sprintf("waiting for the supervisor of %s: %v", id, err)}
 	}
 	if ws, ok := st.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
-		return exitSignalled + int(ws.Signal())
+		return childEnd{Code: exitSignalled + int(ws.Signal()), Error: fmt.Sprintf("the supervisor of %s was ended by the signal %q, and the agent with it", id, ws.Signal())}
 	}
-	return st.ExitCode()
+	return childEnd{Code: st.ExitCode()}
 }
 
 // serve answers one supervisor: it may start children with tickets of its own, and signal and end them.

@@ -44,7 +44,7 @@ type Config struct {
 	// Chain returns the agent's first grants, once its name is known to be the one they were made for.
 	Chain    client.Chain
 	Upstream Upstream
-	// Dir is a folder of this uid's own (0700) for sockets and files. It is emptied and removed at the end.
+	// Dir is a folder of this uid's own (0700) for sockets and files.
 	Dir string
 	// launcher starts isolated children; nil where there is none.
 	launcher *launcherLink
@@ -218,8 +218,8 @@ func listenUnix(path string) (*net.UnixListener, error) {
 	return l, nil
 }
 
-// Close ends the agent at the issuer, closes its sockets and removes its folder. The program and what it
-// started must have ended before; see Run.
+// Close ends the agent at the issuer and closes its sockets. The program and what it started must have
+// ended before; see Run. The folder is whoever made it's to remove.
 func (s *Supervisor) Close() error {
 	s.stop()
 	if s.server != nil {
@@ -235,9 +235,5 @@ func (s *Supervisor) Close() error {
 	if s.id != nil {
 		s.id.Close()
 	}
-	err := s.issuer.Close()
-	if s.cfg.Dir != "" {
-		err = errors.Join(err, os.RemoveAll(s.cfg.Dir))
-	}
-	return err
+	return s.issuer.Close()
 }
