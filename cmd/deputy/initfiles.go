@@ -103,6 +103,7 @@ func (p *meshPlan) writeOperatorKeys(keys *audit.Keys) error {
 		func() error { return writePublicKey(p.path("public", "certifying.pub"), &certifying.PublicKey) },
 		func() error { return writePublicKey(p.path("public", "policy.pub"), &policyKey.PublicKey) },
 		func() error { return writePublicKey(p.path("proxy", "certifying.pub"), &certifying.PublicKey) },
+		func() error { return writePublicKey(p.path("broker", "certifying.pub"), &certifying.PublicKey) },
 		func() error { return writePublicKey(p.path("proxy", "policy.pub"), &policyKey.PublicKey) },
 		func() error { return writePublicKey(p.path("broker", "policy.pub"), &policyKey.PublicKey) },
 		func() error { return p.writeTokenKey(certifying) },

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"time"
@@ -88,6 +89,7 @@ func (c *sampleSignInConfig) serve(ctx context.Context, l net.Listener) error {
 	if err != nil {
 		return err
 	}
+	slog.InfoContext(ctx, "ready", "role", "sample-signin")
 	return serveHTTP(ctx, tls.NewListener(l, &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}, NextProtos: []string{"http/1.1"}}), handler)
 }
 
