@@ -45,7 +45,9 @@ type qname struct{ schema, name string }
 
 // snapshot is the catalogue at one moment. It never changes.
 type snapshot struct {
-	schemas   []string // search_path without pg_temp
+	schemas   []string        // search_path as it is effective, without pg_temp
+	creation  string          // the schema where new objects go
+	system    map[string]bool // names of PostgreSQL's own functions
 	relations map[qname]*relation
 	byOID     map[uint32]*relation
 	// functions that aren't PostgreSQL's own, by name: the schemas that have them.
@@ -177,7 +179,7 @@ func (c *catalog) load(ctx context.Context) (*snapshot, error) {
 		schemas:   append([]string{"pg_catalog"}, c.e.cfg.Schemas...),
 		relations: map[qname]*relation{}, byOID: map[uint32]*relation{},
 		functions: map[string][]string{}, operators: map[string][]string{}, types: map[string][]string{},
-		knownTypes: map[qname]bool{},
+		knownTypes: map[qname]bool{}, system: map[string]bool{}, creation: c.e.cfg.Schemas[0],
 	}}
 	return l.s, l.run()
 }

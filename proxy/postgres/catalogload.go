@@ -37,6 +37,8 @@ const (
 	queryFunctions = `select distinct n.nspname, p.proname
 		from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
 		where (n.nspname <> 'pg_catalog' and n.nspname <> 'information_schema') or p.oid >= ` + firstUserOID
+	querySystem  = `select distinct p.proname from pg_catalog.pg_proc p where p.pronamespace = 'pg_catalog'::pg_catalog.regnamespace and p.oid < ` + firstUserOID
+	querySchemas = `select nspname from pg_catalog.pg_namespace`
 	// Operators and input functions written in C by an extension, immutable or stable, count as vouched for:
 	// only a superuser can install them.
 	queryOperators = `select distinct n.nspname, o.oprname
@@ -97,6 +99,15 @@ func (l *loader) run() error {
 	}
 	l.query(queryFunctions, 2, names(l.s.functions))
 	l.query(queryOperators, 2, names(l.s.operators))
+	l.query(querySystem, 1, func(v [][]byte) { l.s.system[string(v[0])] = true })
+	schemas := map[string]bool{}
+	l.query(querySchemas, 1, func(v [][]byte) { schemas[string(v[0])] = true })
+	for _, name := range l.s.schemas[1:] {
+		if schemas[name] {
+			l.s.creation = name
+			break
+		}
+	}
 	l.query(queryTypes, 3, func(v [][]byte) {
 		l.s.knownTypes[qname{string(v[0]), string(v[1])}] = true
 		if string(v[2]) != "t" {

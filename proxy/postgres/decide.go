@@ -103,7 +103,17 @@ func (d *decider) misses(s *snapshot, stmt *sqlparse.Statement) bool {
 			return true
 		}
 	}
+	for _, f := range stmt.Functions {
+		if len(s.owners(s.functions, f.Schema, f.Name)) == 0 && !s.isSystem(f) {
+			return true
+		}
+	}
 	return false
+}
+
+// isSystem says that a function is PostgreSQL's own.
+func (s *snapshot) isSystem(f sqlparse.Name) bool {
+	return (f.Schema == "" || f.Schema == "pg_catalog") && s.system[f.Name] || f.Schema == "information_schema"
 }
 
 func (d *decider) isMade(s *snapshot, schema, name string) bool {
@@ -118,8 +128,14 @@ type names struct{ s *snapshot }
 
 // Function implements [sqlparse.Catalog].
 func (n names) Function(f sqlparse.Name) bool {
-	return len(n.s.owners(n.s.functions, f.Schema, f.Name)) == 0 && sqlparse.Builtin{}.Function(f)
+	if len(n.s.owners(n.s.functions, f.Schema, f.Name)) > 0 || !n.s.isSystem(f) {
+		return false
+	}
+	return sqlparse.Builtin{}.Function(f) || slices.Contains(readingFunctions, f.Name)
 }
+
+// readingFunctions are marked as volatile and only read the catalogue; psql's \d calls them.
+var readingFunctions = []string{"pg_partition_ancestors", "pg_partition_tree"}
 
 // Operator implements [sqlparse.Catalog].
 func (n names) Operator(o sqlparse.Name) bool {
@@ -363,7 +379,7 @@ func (b *opBuilder) table(i int, verb string, write bool) {
 		b.plain = b.plain && (rel.kind == 'r' || rel.kind == 'p' || rel.kind == 'S' || rel.kind == 'm' || isSystem(rel)) && !rel.guarded
 	default:
 		if schema == "" {
-			schema = b.d.e.cfg.Schemas[0]
+			schema = b.dec.snap.creation
 		}
 		// A name that the catalogue doesn't have could be a new view over anything.
 		exact = !write && len(b.masked) > 0 && !b.d.isMade(b.dec.snap, named.Schema, named.Name)
@@ -461,8 +477,8 @@ func (b *opBuilder) names() {
 // function demands the verb call on every function that the name can resolve to.
 func (b *opBuilder) function(f sqlparse.Name, always bool) {
 	owners := b.dec.snap.owners(b.dec.snap.functions, f.Schema, f.Name)
-	if f.Schema == "" && (always || !sqlparse.Builtin{}.Function(f)) && len(owners) == 0 {
-		owners = []string{"pg_catalog"}
+	if f.Schema == "" && b.dec.snap.isSystem(f) && (always || !sqlparse.Builtin{}.Function(f)) {
+		owners = append([]string{"pg_catalog"}, owners...)
 	}
 	b.called(owners, f, !slices.Contains(blindFunctions, f.Name))
 }
@@ -472,7 +488,7 @@ func (b *opBuilder) called(owners []string, n sqlparse.Name, exact bool) {
 		owners = []string{n.Schema}
 	}
 	if len(owners) == 0 {
-		owners = []string{b.d.e.cfg.Schemas[0]}
+		owners = []string{b.dec.snap.creation}
 	}
 	for _, schema := range owners {
 		blind := schema == "pg_catalog" && !exact

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/deputymesh/deputy/internal/sqlparse"
 	"github.com/deputymesh/deputy/policy"
@@ -83,7 +84,7 @@ func (s *session) message(ctx context.Context, kind byte, body []byte) error {
 		}
 		return s.sync(ctx)
 	case 'X':
-		return errTerminate
+		return s.terminate(ctx)
 	case 'F':
 		return s.unsupportedCall(ctx)
 	case 'd', 'c', 'f':
@@ -92,6 +93,19 @@ func (s *session) message(ctx context.Context, kind byte, body []byte) error {
 	default:
 		return protocolError("message %q is not known", kind)
 	}
+}
+
+// terminateGrace is how long what was sent before a Terminate may still run: PostgreSQL would run it to its end.
+const terminateGrace = 10 * time.Second
+
+func (s *session) terminate(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, terminateGrace)
+	defer cancel()
+	if s.q.busy() {
+		// How it ends is in the records; nobody is left to tell.
+		_ = s.settle(ctx, 0)
+	}
+	return errTerminate
 }
 
 func badMessage(kind byte) error { return protocolError("message %q is not well formed", kind) }

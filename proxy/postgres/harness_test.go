@@ -260,6 +260,10 @@ permit (principal in Deputy::Role::"filterer", action in [Deputy::Action::"postg
 permit (principal in Deputy::Role::"limited", action in [Deputy::Action::"postgres:connect", Deputy::Action::"read", Deputy::Action::"write"], resource in Deputy::Database::"orders-db/shop");
 @id("dba")
 permit (principal in Deputy::Role::"dba", action, resource in Deputy::Database::"orders-db/shop");
+@id("dba-calls")
+permit (principal in Deputy::Role::"dba", action == Deputy::Action::"postgres:call", resource == Deputy::Database::"orders-db/shop");
+@id("dba-calls-plus")
+permit (principal in Deputy::Role::"dba", action == Deputy::Action::"postgres:call", resource == Deputy::Function::"orders-db/shop/public.plus");
 @id("view")
 permit (principal in Deputy::Role::"analyst", action == Deputy::Action::"postgres:select", resource == Deputy::Table::"orders-db/shop/public.named_view");
 @id("sleep")
@@ -311,7 +315,7 @@ func worldOf(t testing.TB, pg *testpg.Server, roles []string, change ...func(*po
 	if err != nil {
 		t.Fatal(err)
 	}
-	pool, err := sqlparse.New(t.Context(), sqlparse.Config{Command: []string{self, sqlparse.ChildArg}})
+	pool, err := sqlparse.New(t.Context(), sqlparse.Config{Command: []string{self, sqlparse.ChildArg}, Timeout: 20 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}

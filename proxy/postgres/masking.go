@@ -82,8 +82,9 @@ func (x *exposure) reaches(c sqlparse.Column) (hit, filter bool) {
 		if i >= len(x.tables) || !x.tables[i] {
 			continue
 		}
-		r := x.d.relations[i]
-		if r != nil && !c.Star && !row && !x.d.stmt.Relations[i].Renamed {
+		r, named := x.d.relations[i], x.d.stmt.Relations[i]
+		wholeRow := row && (named.Alias == c.Name() || named.Alias == "" && named.Name == c.Name())
+		if r != nil && !c.Star && !wholeRow && !named.Renamed {
 			if m, ok := rule(x.ob, r, c.Name()); ok {
 				hit = true
 				filter = filter && m.Filter
