@@ -64,6 +64,7 @@ type Config struct {
 	Bare        []session.Permission // none: every session needs a user grant
 	MaxActors   int                  // default actor.DefaultMaxActors
 	Delegations []actor.DelegationPair
+	ApplyWait   time.Duration // how long an operator's call waits for proxies; default 2 s
 
 	PolicyKeys []*ecdsa.PublicKey // to refuse a bad set early; proxies have their own
 	Policy     string             // signed set for the first start; may be empty
@@ -146,6 +147,7 @@ func New(ctx context.Context, cfg Config) (*Broker, error) {
 	b.operator, err = operatorapi.New(operatorapi.Config{
 		Mesh: cfg.Mesh, Tokens: b.tokens, Identity: cfg.Identity, State: b.state, Log: cfg.Log, Logger: cfg.Logger, Now: cfg.Now,
 		Applier: b.feed.Applier(), OpenPolicy: b.openPolicy, Targets: names, MaxSession: cfg.MaxSession,
+		Wait: cfg.ApplyWait,
 	})
 	if err != nil {
 		return nil, err

@@ -125,3 +125,11 @@ func (b *Broker) sweep(ctx context.Context) {
 		}
 	}
 }
+
+// Ready returns why exchanges are refused at the moment; nil if they aren't.
+func (b *Broker) Ready() error {
+	if missing := b.tokens.Ready(); len(missing) > 0 {
+		return fmt.Errorf("no keys of %v are known yet", missing)
+	}
+	return b.follower.Ready()
+}
