@@ -254,6 +254,8 @@ func grantCases() []vectorCase {
 			svidOf(0, evilName, func(c *certificate) { c.ca, c.key = "evil", keyFor(planner) })(f)
 			set(f.grants[0], "iss", evilName)
 		}).at(1),
+		bad(actor.ClassGrantTrustDomain, rule, "grant issued by another trust domain under our SVID", setGrant(0, "iss", evilName)).at(1),
+		bad(actor.ClassGrantTrustDomain, rule, "grant signed by another trust domain under our issuer, from our CA", svidOf(0, evilName, func(c *certificate) { c.key = keyFor(planner) })).at(1),
 		bad(actor.ClassGrantCertificate, rule, "grant with an SVID from a foreign CA", svidOf(0, planner, func(c *certificate) { c.ca = "evil" })).at(1),
 		bad(actor.ClassGrantCertificate, rule, "expired SVID of a middle hop", svidOf(1, researcher, func(c *certificate) { c.notAfter = now.Add(-time.Second) })).at(2),
 		bad(actor.ClassGrantCertificate, rule, "SVID with a key for no signatures", svidOf(0, planner, func(c *certificate) { c.usage = x509.KeyUsageKeyEncipherment })).at(1),

@@ -24,6 +24,9 @@ func peerCases() []vectorCase {
 		bad(actor.ClassPeerCertificate, rule, "peer with our name from a foreign CA", peer(func(c *certificate) { c.ca = "evil" })),
 		bad(actor.ClassPeerCertificate, rule, "peer with an SVID that is a CA", peer(func(c *certificate) { c.isCA = true })),
 		bad(actor.ClassPeerCertificate, rule, "peer with a key for no signatures", peer(func(c *certificate) { c.usage = x509.KeyUsageKeyAgreement })),
+		bad(actor.ClassPeerCertificate, rule, "peer with five certificates", func(f *flow) {
+			f.peer = append(f.peer, caCert("ca"), caCert("ca"), caCert("ca"), caCert("ca"))
+		}),
 		bad(actor.ClassPeerTrustDomain, rule, "peer of another trust domain", peer(func(c *certificate) {
 			c.ca, c.id = "evil", strings.Replace(runner, domain, "evil.example", 1)
 		})),

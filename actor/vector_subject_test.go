@@ -61,6 +61,9 @@ func subjectCases() []subjectCase {
 		no(actor.ClassIDTokenMissing, "no ID token", func(f *flow) { f.parts = func(p []string) []string { return p[:2] } }, planner, researcher),
 		no(actor.ClassGrantDelegate, "presented by somebody who is not the last delegate", func(f *flow) { f.peer = svid(researcher) }, planner, researcher, runner),
 		no(actor.ClassGrantTrustDomain, "user delegates into another trust domain", setUser("delegate", evilName), planner),
+		no(actor.ClassGrantTrustDomain, "agent delegates into another trust domain", setGrant(0, "delegate", evilName), planner, researcher),
+		{vectorCase: vectorCase{name: "no user grant where one is demanded", rule: "subject", class: actor.ClassUserGrantMissing, change: noUser,
+			agents: []string{planner}, settings: &settings{RequireUserGrant: true}}},
 		no(actor.ClassGrantChild, "user delegates past the first level", nil, researcher),
 		no(actor.ClassActorRepeated, "repeated actor", nil, planner, researcher, planner),
 		no(actor.ClassRootHash, "ID token of another sign-in", func(f *flow) {
