@@ -18,6 +18,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc/status"
 
 	"github.com/deputymesh/deputy/internal/login"
 	"github.com/deputymesh/deputy/internal/supervise"
@@ -276,6 +277,10 @@ func runHelper(ctx context.Context, config string, session kernel.Process, repor
 		return err
 	}
 	defer issuer.Close()
+	rpc := spawnv1.NewSpawnClient(issuer)
+	if err := refuseInside(ctx, rpc, session); err != nil {
+		return err
+	}
 	provider := login.Provider{Issuer: cfg.IdentityProvider.Issuer, ClientID: cfg.IdentityProvider.ClientID,
 		Algorithms: cfg.IdentityProvider.Algorithms, Scopes: cfg.IdentityProvider.Scopes, Callback: cfg.IdentityProvider.Callback}
 	if path := cfg.IdentityProvider.CAFile; path != "" {
@@ -292,7 +297,7 @@ func runHelper(ctx context.Context, config string, session kernel.Process, repor
 		watchReader(ctx, cancel)
 	}()
 	h, err := login.New(ctx, login.Config{
-		Provider: provider, Mesh: cfg.Mesh, TrustDomain: td, Issuer: spawnv1.NewSpawnClient(issuer), Session: session,
+		Provider: provider, Mesh: cfg.Mesh, TrustDomain: td, Issuer: rpc, Session: session,
 		Socket: login.SocketFor(cfg.RuntimeDir, session),
 	}, func(url string) { report(login.Report{URL: url}) })
 	if err != nil {
@@ -311,6 +316,24 @@ func runHelper(ctx context.Context, config string, session kernel.Process, repor
 	<-watched
 	done()
 	return h.Serve(context.WithoutCancel(ctx), l)
+}
+
+// refuseInside keeps an agent from opening a root of its own: whatever it knows, it signs nobody in.
+func refuseInside(ctx context.Context, rpc spawnv1.SpawnClient, session kernel.Process) error {
+	self, err := kernel.Self()
+	if err != nil {
+		return err
+	}
+	for _, p := range []kernel.Process{self, session} {
+		where, err := rpc.Locate(ctx, &spawnv1.LocateRequest{Pid: int32(p.PID), StartTime: p.StartTime})
+		if err != nil {
+			return fmt.Errorf("the issuer can't say whether this is inside an agent: %s", status.Convert(err).Message())
+		}
+		if where.GetAgentId() != "" {
+			return fmt.Errorf("this is inside the agent %s; nobody signs in from there", where.GetAgentId())
+		}
+	}
+	return nil
 }
 
 // watchReader breaks the sign-in off when the `deputy login` that waits for it is gone.

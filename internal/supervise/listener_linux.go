@@ -179,7 +179,7 @@ func (l *pgListener) accept(from net.Listener, handle func(net.Conn)) {
 
 func (l *pgListener) relay(ctx context.Context, conn net.Conn, password string, refused error) {
 	if refused != nil {
-		l.s.log.WarnContext(ctx, "a local connection was refused", "target", l.target.Name, "error", refused)
+		l.s.log.WarnContext(ctx, "a local connection was refused", "target", l.target.Name, "error", plain(refused))
 		client.RefusePostgres(conn, "28000", plain(refused))
 		return
 	}
