@@ -30,7 +30,6 @@ import (
 	"github.com/deputymesh/deputy/issuer/ca"
 	"github.com/deputymesh/deputy/issuer/spawn"
 	"github.com/deputymesh/deputy/issuer/sqlite"
-	"github.com/deputymesh/deputy/issuer/workloadapi"
 )
 
 const (
@@ -440,4 +439,5 @@ func (m *mesh) cgroup(name string) (dir, path string) {
 	return "", ""
 }
 
-var _ = workloadapi.Entry{}
+// nopStore is for issuers that never serve.
+type nopStore struct{ spawn.Store }
