@@ -25,8 +25,10 @@ demo: ## See the main job done on a real PostgreSQL (about a minute after the bu
 	@$(MAKE) --no-print-directory bin/deputy
 	@scripts/demo
 
-dev: bin/deputy ## Run all roles in one process, for trying things by hand
-	bin/deputy dev
+dev: ## Run all roles in one process in front of a sample PostgreSQL, for trying things by hand
+	@scripts/setup demo
+	@$(MAKE) --no-print-directory bin/deputy
+	@scripts/dev
 
 test: ## Run every test, with the race detector, against real servers and clients
 	@scripts/setup test

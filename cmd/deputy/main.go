@@ -49,7 +49,7 @@ func newRootCommand() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.AddCommand(
-		newInitCommand(), newIssuerCommand(), newBrokerCommand(), newProxyCommand(), newPolicyCommand(), newAuditCommand(),
+		newInitCommand(), newDevCommand(), newIssuerCommand(), newBrokerCommand(), newProxyCommand(), newPolicyCommand(), newAuditCommand(),
 		newLoginCommand(), newLogoutCommand(), newWhoamiCommand(), newRunCommand(), newRevokeCommand(),
 		newSampleSignInCommand(), newSampleCertificateCommand(), newSQLParseChildCommand(),
 		newSessionHelperCommand(), newSupervisorCommand(),

@@ -69,7 +69,7 @@ func runProxy(ctx context.Context, cfg *proxyConfig, config string, unsafeDev bo
 		return err
 	}
 	logger := slog.Default().With("role", "proxy", "proxy", cfg.Name)
-	log, err := openAudit(cfg.Audit, config, id, unsafeDev)
+	log, err := openAudit(cfg.Audit, config, id, unsafeDev && cfg.TrustDomain == devTrustDomain)
 	if err != nil {
 		return err
 	}
