@@ -148,3 +148,23 @@ func TestAVerifierWithAHoleIsNotMade(t *testing.T) {
 		}
 	}
 }
+
+func TestATokenKeyThatDoesNotFitIsRefused(t *testing.T) {
+	f := chainOf(planner)
+	credential := f.credential()
+	kid := actor.NonceFor(keyFor("token").Public())
+	for name, change := range map[string]func(*actor.KeyStatement){
+		"another key under this kid": func(k *actor.KeyStatement) { k.Key = &keyFor("evil").PublicKey },
+		"no key":                     func(k *actor.KeyStatement) { k.Key = nil },
+		"certified for another mesh": func(k *actor.KeyStatement) { k.Mesh = "https://broker.evil.example" },
+		"not valid yet":              func(k *actor.KeyStatement) { k.NotBefore = now.Add(actor.Skew + 1) },
+		"not valid any more":         func(k *actor.KeyStatement) { k.Expires = now.Add(-actor.Skew) },
+	} {
+		k := tokenKeys()[kid]
+		change(&k)
+		v := newVerifier(t, func(c *actor.Config) { c.TokenKeys = keySet{kid: k} })
+		if _, err := v.Verify(t.Context(), f.peer, credential); actor.ClassOf(err) != actor.ClassTokenKey {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
