@@ -33,6 +33,7 @@ type Log struct {
 	unlock io.Closer
 
 	queue    chan *item
+	nudge    chan struct{} // somebody waits for a record that was in no hurry
 	done     chan struct{} // closed when the writer has ended
 	closeErr error         // set before done is closed
 	state    atomic.Pointer[published]
@@ -74,6 +75,7 @@ func Open(cfg Config) (*Log, error) {
 		cfg:    cfg,
 		quota:  newQuota(*cfg.Quota, cfg.Now),
 		queue:  make(chan *item, 1024),
+		nudge:  make(chan struct{}, 1),
 		done:   make(chan struct{}),
 		counts: make(map[countKey]*Refused),
 		kept:   make(map[Digest]bool),
@@ -160,6 +162,9 @@ func (l *Log) submit(r Record, kept Digest) *Pending {
 	defer l.mu.RUnlock()
 	if l.closed {
 		return p.fail(ErrClosed)
+	}
+	if r.Type.lazy() {
+		p.nudge = l.nudge
 	}
 	l.queue <- it
 	return p
@@ -286,10 +291,11 @@ func (l *Log) Close() error {
 
 // Pending is a record on its way to the disk.
 type Pending struct {
-	id   RecordID
-	done chan struct{}
-	rcpt Receipt
-	err  error
+	id    RecordID
+	done  chan struct{}
+	nudge chan<- struct{} // of a record that would wait for others
+	rcpt  Receipt
+	err   error
 }
 
 // ID returns the record's id.
@@ -298,12 +304,18 @@ func (p *Pending) ID() RecordID { return p.id }
 // Done is closed when the record is durable or has failed.
 func (p *Pending) Done() <-chan struct{} { return p.done }
 
-// Receipt waits until the record is durable. When ctx ends first the record may become durable all the same.
+// Receipt waits until the record is durable; a record that nobody waited for so far is written at once. When ctx ends first the record may become durable all the same.
 func (p *Pending) Receipt(ctx context.Context) (Receipt, error) {
 	select {
 	case <-p.done:
 		return p.rcpt, p.err
 	default:
+	}
+	if p.nudge != nil {
+		select {
+		case p.nudge <- struct{}{}:
+		default: // the writer is about to look anyway
+		}
 	}
 	select {
 	case <-p.done:

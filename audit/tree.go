@@ -6,6 +6,7 @@ import (
 	"iter"
 	"slices"
 	"sort"
+	"strings"
 	"time"
 
 	"github.com/deputymesh/deputy/actor"
@@ -202,7 +203,7 @@ func (b *treeBuilder) add(r *Record) {
 			a.Refusals = append(a.Refusals, &TreeRefusal{Record: r.ID, Time: r.Time, What: "connection", Target: e.Target, Class: e.Class, Reason: e.Reason, Count: e.Count})
 		}
 	case *Revoked:
-		t.Revocations = append(t.Revocations, r)
+		b.revocation(r, e)
 	}
 }
 
@@ -233,13 +234,40 @@ func (b *treeBuilder) addAside(r *Record) {
 			s.Ended, s.Reason = &r.Time, e.Reason
 		}
 	case *Revoked:
-		t := b.tree
-		_, agent := b.agents[e.Value]
-		_, sid := b.sessions[e.Value]
-		if e.Value == t.Txn || agent || sid || t.User != nil && e.Kind == "user" && e.Value == t.User.Subject && e.Issuer == t.User.Issuer {
-			t.Revocations = append(t.Revocations, r)
+		if b.touches(e) {
+			b.revocation(r, e)
 		}
 	}
+}
+
+// touches reports whether a revocation ends something of this task.
+func (b *treeBuilder) touches(e *Revoked) bool {
+	t := b.tree
+	if e.Value == t.Txn || b.sessions[e.Value] != nil {
+		return true
+	}
+	if t.User != nil && e.Value == t.User.Subject && e.Issuer == t.User.Issuer {
+		return true
+	}
+	for id, a := range b.agents {
+		if (id == e.Value || strings.HasPrefix(id, e.Value+"/")) && (e.Delegate == "" || b.agents[e.Delegate] != nil) || a.grants[e.Issuer+" "+e.Value] {
+			return true
+		}
+	}
+	return false
+}
+
+// revocation keeps one record of each revocation: the broker's, which says who, before a proxy's.
+func (b *treeBuilder) revocation(r *Record, e *Revoked) {
+	for i, have := range b.tree.Revocations {
+		if old := have.Event.(*Revoked); e.ID != "" && old.ID == e.ID {
+			if old.By == "" && e.By != "" {
+				b.tree.Revocations[i] = r
+			}
+			return
+		}
+	}
+	b.tree.Revocations = append(b.tree.Revocations, r)
 }
 
 // chain puts the agents of a chain into the tree and returns the presenter.

@@ -54,6 +54,8 @@ func (w *writer) run() {
 			add(it, ok)
 		case <-delay.C:
 			urgent = true
+		case <-w.l.nudge:
+			urgent = true
 		case <-beat.C:
 			batch, urgent = append(batch, w.periodic()...), true
 		}
