@@ -581,3 +581,22 @@ func TestFeedRefuses(t *testing.T) {
 		}
 	}
 }
+
+// With a log that takes nothing there is no token, and the error says that there is no record.
+func TestNoTokenWithoutEvidence(t *testing.T) {
+	m := newMesh(t)
+	f := m.flow("alice")
+	m.ok(m.exchange(f.planner, join(f.root, f.login.idToken)))
+	if err := m.log.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for what, subject := range map[string]string{"known session": join(f.root, f.login.idToken), "new session": join(f.login.root(f.planner), f.login.idToken)} {
+		r := m.exchange(f.planner, subject)
+		if r.status != http.StatusServiceUnavailable || r.Token != "" || !strings.Contains(r.Text, "record: none") {
+			t.Errorf("%s: %s", what, r)
+		}
+	}
+	if r := m.admin().revoke(`{"kind":"task","value":"x"}`); r.status != http.StatusServiceUnavailable || !strings.Contains(r.Text, "record: none") {
+		t.Errorf("revocation: %s", r.reply)
+	}
+}
