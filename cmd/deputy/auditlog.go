@@ -12,6 +12,13 @@ import (
 	"github.com/deputymesh/deputy/audit"
 )
 
+// A segment must hold a few of the largest records, and be quick to make.
+const (
+	minSegmentBytes = 1 << 20
+	maxSegmentBytes = 1 << 30
+	segmentStep     = 4096
+)
+
 // auditConfig is the `audit` section of a role's configuration.
 type auditConfig struct {
 	Dir string `yaml:"dir"`
@@ -19,6 +26,8 @@ type auditConfig struct {
 	Key string `yaml:"key"`
 	// OldKeys are earlier public keys of the log.
 	OldKeys []string `yaml:"old_keys,omitempty"`
+	// SegmentBytes is the size of one file of the log, taken from the disk when it is made; 16 MiB if empty.
+	SegmentBytes int64 `yaml:"segment_bytes,omitempty"`
 }
 
 func (c auditConfig) check() error {
@@ -27,6 +36,9 @@ func (c auditConfig) check() error {
 	}
 	if c.Key == "" {
 		return fieldError("$.audit.key", "the file of the log's key is expected; `deputy init` writes one")
+	}
+	if c.SegmentBytes != 0 && (c.SegmentBytes < minSegmentBytes || c.SegmentBytes > maxSegmentBytes || c.SegmentBytes%segmentStep != 0) {
+		return fieldError("$.audit.segment_bytes", "a multiple of %d from %d to %d is expected, such as 16777216", segmentStep, minSegmentBytes, maxSegmentBytes)
 	}
 	return nil
 }
@@ -56,7 +68,7 @@ func openAudit(c auditConfig, config string, role spiffeid.ID, dev bool) (*audit
 	}
 	log, err := audit.Open(audit.Config{
 		Dir: beside(config, c.Dir), Source: role.String(), Dev: dev, Key: key, OldKeys: c.OldKeys,
-		HashKey: hashKey, Logger: slog.Default(),
+		HashKey: hashKey, Logger: slog.Default(), SegmentSize: c.SegmentBytes,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("opening the audit log: %w", err)

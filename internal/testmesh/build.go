@@ -17,6 +17,9 @@ var binaries struct {
 	err  error
 }
 
+// programs are what Build builds; a program is called by the last element of its folder.
+var programs = []string{"./cmd/deputy", "./examples/team", "./integration/testdata/agentprobe"}
+
 // Build builds the programs under test and returns their folder.
 func Build(t testing.TB) string {
 	t.Helper()
@@ -29,6 +32,12 @@ func Build(t testing.TB) string {
 	return binaries.dir
 }
 
+// Deputy is the path of the built deputy.
+func Deputy(t testing.TB) string {
+	t.Helper()
+	return filepath.Join(Build(t), "deputy")
+}
+
 func build() (string, error) {
 	dir, err := os.MkdirTemp("", "deputy-test-bin-")
 	if err != nil {
@@ -37,19 +46,12 @@ func build() (string, error) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return "", err
 	}
-	cmd := exec.Command("go", "build", "-race", "-o", dir+"/", "./cmd/deputy", "./examples/team")
+	cmd := exec.Command("go", append([]string{"build", "-race", "-o", dir + "/"}, programs...)...)
 	cmd.Dir = moduleRoot()
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building the programs under test: %w\n%s", err, out)
 	}
 	return dir, nil
-}
-
-// RemoveBinaries removes what Build made; call it from TestMain.
-func RemoveBinaries() {
-	if binaries.dir != "" {
-		_ = os.RemoveAll(binaries.dir)
-	}
 }
 
 // moduleRoot is the folder of go.mod, upward from the test's folder.

@@ -3,7 +3,6 @@ package testmesh
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"os"
 	"os/exec"
 	"strings"
@@ -14,13 +13,17 @@ import (
 )
 
 // patience is how long the harness waits for something that should take well under a second.
-const patience = 30 * time.Second
+const patience = 60 * time.Second
+
+// readyWord is what every role says when it serves.
+const readyWord = "ready"
 
 // Process is a server that the harness started. It ends with the test.
 type Process struct {
 	t    testing.TB
 	name string
 	uid  uint32
+	caps []uintptr // ambient capabilities, where the test is root
 	args []string
 	env  []string
 
@@ -51,14 +54,16 @@ func (b *logBuffer) read() (string, <-chan struct{}) {
 	return b.buf.String(), b.wake
 }
 
-// Start runs a server under a uid (where the test is root) and waits until it says the word ready.
-func Start(t testing.TB, name string, uid uint32, env []string, ready string, args ...string) *Process {
-	t.Helper()
-	p := &Process{t: t, name: name, uid: uid, args: args, env: env}
-	p.start(ready)
-	t.Cleanup(p.Stop)
+// launch starts p and waits until it says the word ready. It ends with the test.
+func (p *Process) launch() *Process {
+	p.t.Helper()
+	p.t.Cleanup(p.Stop)
+	p.start(readyWord)
 	return p
 }
+
+// Isolated says whether roles and agents run under uids of their own: the test is root.
+func Isolated() bool { return os.Geteuid() == 0 }
 
 func (p *Process) start(ready string) {
 	p.t.Helper()
@@ -66,9 +71,11 @@ func (p *Process) start(ready string) {
 	cmd.Env = append(os.Environ(), p.env...)
 	log := &logBuffer{wake: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{}
-	if os.Geteuid() == 0 {
+	// A killed test leaves no server behind.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if Isolated() {
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: p.uid, Gid: p.uid}
+		cmd.SysProcAttr.AmbientCaps = p.caps
 	}
 	if err := cmd.Start(); err != nil {
 		p.t.Fatalf("starting %s: %v", p.name, err)
@@ -139,6 +146,9 @@ func (p *Process) signal(s syscall.Signal) {
 	p.mu.Lock()
 	cmd, done := p.cmd, p.done
 	p.mu.Unlock()
+	if cmd == nil {
+		return
+	}
 	_ = cmd.Process.Signal(s)
 	select {
 	case <-done:
@@ -152,22 +162,17 @@ func (p *Process) signal(s syscall.Signal) {
 	}
 }
 
-// Restart kills the process and starts it again.
-func (p *Process) Restart(ready string) {
+// checkRaces fails the test when the race detector spoke.
+func (p *Process) checkRaces() {
+	if text := p.Log(); strings.Contains(text, "WARNING: DATA RACE") {
+		p.t.Errorf("a data race in %s:\n%s", p.name, tail(text))
+	}
+}
+
+// Begin starts a process that was killed or stopped again.
+func (p *Process) Begin() {
 	p.t.Helper()
-	p.Kill()
-	p.start(ready)
-}
-
-// Result of a command that ended.
-type Result struct {
-	Stdout, Stderr string
-	Code           int
-}
-
-// String shows the whole result, for a failing test.
-func (r Result) String() string {
-	return fmt.Sprintf("exit %d\nstdout:\n%s\nstderr:\n%s", r.Code, tail(r.Stdout), tail(r.Stderr))
+	p.start(readyWord)
 }
 
 func tail(s string) string {

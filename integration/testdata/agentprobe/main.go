@@ -1,0 +1,124 @@
+// Command agentprobe is what the tests run inside agents: it does what an agent might, honest or not, and
+// prints one line per fact.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/deputymesh/deputy/client"
+)
+
+func main() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	acts := map[string]func(context.Context, []string) error{
+		"pgx":        unmodifiedPgx,
+		"credential": revealCredential,
+		"present":    presentCredential,
+		"id-token":   revealIDToken,
+	}
+	if len(os.Args) < 2 || acts[os.Args[1]] == nil {
+		fmt.Fprintln(os.Stderr, "agentprobe: which act?")
+		os.Exit(2)
+	}
+	if err := acts[os.Args[1]](ctx, os.Args[2:]); err != nil {
+		fmt.Fprintln(os.Stderr, "agentprobe:", err)
+		os.Exit(1)
+	}
+}
+
+// unmodifiedPgx connects by the run's environment alone and asks in text and in binary, by simple and by
+// prepared statements.
+func unmodifiedPgx(ctx context.Context, _ []string) error {
+	conn, err := pgx.Connect(ctx, "")
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx)
+	const query = "SELECT id, name, email, phone FROM customers WHERE id <= $1 ORDER BY id"
+	for _, mode := range []struct {
+		name    string
+		options []any
+	}{
+		{"simple", []any{pgx.QueryExecModeSimpleProtocol, 2}},
+		{"exec", []any{pgx.QueryExecModeExec, 2}},
+		{"describe", []any{pgx.QueryExecModeDescribeExec, 2}},
+		{"prepared", []any{pgx.QueryExecModeCacheStatement, 2}},
+		{"prepared again", []any{pgx.QueryExecModeCacheStatement, 2}},
+		{"binary", []any{pgx.QueryResultFormats{pgx.BinaryFormatCode}, 2}},
+		{"text", []any{pgx.QueryResultFormats{pgx.TextFormatCode}, 2}},
+	} {
+		rows, err := conn.Query(ctx, query, mode.options...)
+		if err != nil {
+			return fmt.Errorf("%s: %w", mode.name, err)
+		}
+		for rows.Next() {
+			var id int
+			var name, email, phone string
+			if err := rows.Scan(&id, &name, &email, &phone); err != nil {
+				return fmt.Errorf("%s: %w", mode.name, err)
+			}
+			fmt.Printf("%s %d|%s|%s|%s\n", mode.name, id, name, email, phone)
+		}
+		if err := rows.Err(); err != nil {
+			return fmt.Errorf("%s: %w", mode.name, err)
+		}
+	}
+	var refused *pgconn.PgError
+	if _, err := conn.Exec(ctx, "DROP TABLE customers"); !errors.As(err, &refused) {
+		return fmt.Errorf("DROP was not refused: %v", err)
+	}
+	fmt.Println("refused", refused.Code, refused.Message)
+	batch := &pgx.Batch{}
+	batch.Queue("SELECT count(*) FROM customers")
+	batch.Queue("SELECT count(*) FROM orders")
+	results := conn.SendBatch(ctx, batch)
+	defer results.Close()
+	for range 2 {
+		var n int
+		if err := results.QueryRow().Scan(&n); err != nil {
+			return fmt.Errorf("batch: %w", err)
+		}
+		fmt.Println("count", n)
+	}
+	return nil
+}
+
+// revealCredential prints this agent's credential for a target.
+func revealCredential(ctx context.Context, args []string) error {
+	agent, err := client.FromEnvironment(ctx)
+	if err != nil {
+		return err
+	}
+	defer agent.Close()
+	c, err := agent.Credential(ctx, args[0])
+	if err != nil {
+		return err
+	}
+	fmt.Println(c.Reveal())
+	return nil
+}
+
+// revealIDToken prints the user's ID token, which travels at the end of every credential.
+func revealIDToken(ctx context.Context, args []string) error {
+	agent, err := client.FromEnvironment(ctx)
+	if err != nil {
+		return err
+	}
+	defer agent.Close()
+	c, err := agent.Credential(ctx, args[0])
+	if err != nil {
+		return err
+	}
+	parts := strings.Split(c.Reveal(), "~")
+	fmt.Println(parts[len(parts)-1])
+	return nil
+}

@@ -1,0 +1,43 @@
+package testmesh
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/deputymesh/deputy/internal/testca"
+)
+
+// startForeignProvider starts npm's oidc-provider and returns the file with the CA of its certificate.
+func (m *Mesh) startForeignProvider() string {
+	m.t.Helper()
+	modules := filepath.Join(cacheDir(), "node", "node_modules")
+	node := filepath.Join(modules, ".bin", "node")
+	for _, needed := range []string{node, filepath.Join(modules, "oidc-provider")} {
+		if _, err := os.Stat(needed); err != nil {
+			m.t.Fatalf("the identity provider for tests is not installed; run scripts/setup test (%v)", err)
+		}
+	}
+	dir := filepath.Join(m.Root, "provider")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		m.t.Fatal(err)
+	}
+	cert, key, ca := testca.New(m.t, "provider.test").Server(dir, "127.0.0.1")
+	script := filepath.Join(moduleRoot(), "integration", "testdata", "oidc-provider.mjs")
+	port := strings.TrimPrefix(m.Provider, "https://127.0.0.1:")
+	m.SignIn = &Process{t: m.t, name: "oidc-provider", uid: uint32(os.Geteuid()),
+		args: []string{node, script, port, cert, key, ClientID, modules}}
+	m.SignIn.launch()
+	return ca
+}
+
+// cacheDir is where scripts/setup installs what tests need.
+func cacheDir() string {
+	if dir := os.Getenv("DEPUTY_CACHE"); dir != "" {
+		return dir
+	}
+	if dir := os.Getenv("XDG_CACHE_HOME"); dir != "" {
+		return filepath.Join(dir, "deputy")
+	}
+	return filepath.Join(os.Getenv("HOME"), ".cache", "deputy")
+}
