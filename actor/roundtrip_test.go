@@ -163,8 +163,27 @@ func TestSignersRefuseWhatNobodyWouldAccept(t *testing.T) {
 		"no jti":            func() (string, error) { return actor.SignGrant(keyFor(planner), chain, noJTI) },
 		"empty user grant":  func() (string, error) { return actor.SignUserGrant(keyFor("login"), actor.UserGrant{}) },
 		"empty token":       func() (string, error) { return actor.SignToken(keyFor("token"), "x", actor.Token{}) },
-		"empty request":     func() (string, error) { return actor.SignOperatorRequest(keyFor("login"), actor.OperatorRequest{}) },
-		"key on P-384":      func() (string, error) { return actor.SignGrant(detSigner{p384("x")}, chain, g) },
+		"kid of another key": func() (string, error) {
+			c := must(actor.ParseCredential(chainOf(planner).credential()))
+			return actor.SignToken(keyFor("token"), actor.NonceFor(keyFor("evil").Public()), c.Token)
+		},
+		"user grant to nobody": func() (string, error) {
+			u := must(actor.ParseUserGrant(chainOf(planner).lineage()[0]))
+			u.Delegate = actor.AgentID{}
+			return actor.SignUserGrant(keyFor("login"), u)
+		},
+		"grant to nobody": func() (string, error) {
+			n := g
+			n.Delegate = actor.AgentID{}
+			return actor.SignGrant(keyFor(planner), chain, n)
+		},
+		"token of nobody": func() (string, error) {
+			c := must(actor.ParseCredential(chainOf(planner).credential()))
+			c.Token.Actors = nil
+			return actor.SignToken(keyFor("token"), actor.NonceFor(keyFor("token").Public()), c.Token)
+		},
+		"empty request": func() (string, error) { return actor.SignOperatorRequest(keyFor("login"), actor.OperatorRequest{}) },
+		"key on P-384":  func() (string, error) { return actor.SignGrant(detSigner{p384("x")}, chain, g) },
 		"empty certified key": func() (string, error) {
 			return actor.SignKeyStatement(keyFor("certifying"), actor.KeyStatement{Mesh: meshURL})
 		},

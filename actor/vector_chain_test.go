@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"fmt"
 	"strings"
 	"time"
 
@@ -105,6 +106,16 @@ func claimCases() []vectorCase {
 		bad(actor.ClassClaim, rule, "exp before iat", setGrant(0, "exp", start.Unix())).at(1),
 		bad(actor.ClassClaim, rule, "root of another type", func(f *flow) { f.user.claims["root"].(map[string]any)["type"] = "saml" }).at(0),
 		bad(actor.ClassClaim, rule, "a role twice", setToken("roles", []string{"a", "a"})),
+		bad(actor.ClassClaim, rule, "65 roles", func(f *flow) {
+			var roles []string
+			for i := range 65 {
+				roles = append(roles, fmt.Sprint("role", i))
+			}
+			set(f.token, "roles", roles)
+		}),
+		bad(actor.ClassClaim, rule, "auth_time is 0", setToken("auth_time", 0)),
+		bad(actor.ClassClaim, rule, "nbf after exp", setToken("nbf", start.Add(7*time.Minute).Unix())),
+		bad(actor.ClassClaim, rule, "exp beyond all time", setToken("exp", int64(1)<<38)),
 		bad(actor.ClassClaim, rule, "mesh is no URL", setGrant(0, "mesh", "broker")).at(1),
 		bad(actor.ClassTokenAudience, rule, "aud is no target", setToken("aud", idOf("/deputy/proxy/p1").String())),
 		bad(actor.ClassNotAgent, rule, "actor under /deputy/", setToken("act", actOf(idOf("/deputy/broker/b1").String(), runner))),
