@@ -235,3 +235,33 @@ func TestWithoutARangeNobodyIsIsolated(t *testing.T) {
 	m := newMesh(t, func(c *issuer.Config) { c.UIDs = spawn.UIDRange{} })
 	m.start(command{}).refused(command{Op: "register", Name: "planner", Isolate: true}, "FailedPrecondition", "agent_uids")
 }
+
+func TestARestartKeepsUIDsCgroupsAndGrades(t *testing.T) {
+	needsRoot(t, func(t *testing.T) {
+		m := newMesh(t)
+		dir, _ := m.cgroup("kept")
+		launcher, outside := m.start(command{}), m.start(command{})
+		planner, a := launcher.isolated("planner", launcher, func(c *command) { c.Cgroup = dir })
+		daemon := planner.start(command{Orphan: true})
+		m.restart()
+		// Nobody has resumed yet, and still the daemon isn't outside.
+		if r := m.where(outside, daemon); r.ID != a.ID || r.Super {
+			t.Errorf("the daemon stands at %+v", r)
+		}
+		if r := planner.must(command{Op: "attach", Stream: "own", ID: a.ID}); r.Grade != "attested" {
+			t.Errorf("resumed as %s", r.Grade)
+		}
+		for range agentUIDs.Last - agentUIDs.First {
+			reg := launcher.must(command{Op: "register", Name: "planner", Isolate: true})
+			if r := launcher.must(command{Op: "claim", Ticket: reg.Ticket}); r.UID == a.UID {
+				t.Fatalf("uid %d was given to another agent", r.UID)
+			}
+		}
+		if dir != "" {
+			escaped := m.start(command{Cgroup: dir})
+			if r := m.where(outside, escaped); r.ID != a.ID {
+				t.Errorf("a process in the cgroup stands at %+v", r)
+			}
+		}
+	})
+}

@@ -131,6 +131,9 @@ func (i *Issuer) Serve(ctx context.Context, l net.Listener) error {
 	}
 	defer i.spawn.Close()
 	if err := i.spawn.Start(ctx); err != nil {
+		if ctx.Err() != nil {
+			err = nil // told to stop before it began
+		}
 		return errors.Join(err, l.Close())
 	}
 	srv := grpc.NewServer(

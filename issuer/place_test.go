@@ -1,6 +1,7 @@
 package issuer_test
 
 import (
+	"os"
 	"testing"
 	"time"
 
@@ -161,4 +162,37 @@ func TestAnUnusedTicketExpires(t *testing.T) {
 		t.Errorf("it ended as %s", e.Reason)
 	}
 	p.refused(command{Op: "attach", Stream: "x", Ticket: reg.Ticket}, "PermissionDenied", "ticket")
+}
+
+func TestNoProcessIsHeldForEver(t *testing.T) {
+	m := newMesh(t)
+	held := func() (n int) {
+		fds, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, fd := range fds {
+			if to, _ := os.Readlink("/proc/self/fd/" + fd.Name()); to == "anon_inode:[pidfd]" {
+				n++
+			}
+		}
+		return n
+	}
+	outside := m.start(command{})
+	outside.must(command{Op: "locate", PID: outside.pid, Start: outside.startTicks}) // connected: held while it is
+	before := held()
+	for range 3 {
+		p := m.start(command{})
+		p.attach("planner", p)
+		m.where(outside, p.start(command{}))
+		if held() <= before {
+			t.Error("a live supervisor isn't held")
+		}
+		p.kill()
+	}
+	for end := time.Now().Add(20 * time.Second); held() > before; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d handles on processes, %d before", held(), before)
+		}
+	}
 }
