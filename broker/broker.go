@@ -116,7 +116,7 @@ func New(ctx context.Context, cfg Config) (*Broker, error) {
 	if err != nil {
 		return nil, err
 	}
-	b.follower = issuerfeed.New(cfg.IssuerSocket, b.state, cfg.Now, cfg.Logger)
+	b.follower = issuerfeed.New(cfg.IssuerSocket, ended{b}, cfg.Now, cfg.Logger)
 	verifier, err := actor.NewVerifier(actor.Config{
 		TrustDomain: cfg.TrustDomain, Bundles: cfg.Bundles, Mesh: cfg.Mesh, IdentityTokens: b.tokens,
 		RequireUserGrant: len(cfg.Bare) == 0, Delegations: cfg.Delegations, Revocations: b.state,
@@ -178,4 +178,25 @@ func (b *Broker) firstPolicy(ctx context.Context) error {
 		return err
 	})
 	return err
+}
+
+// ended takes in agents that have ended, and records the sessions that ended with them. It takes away, so it doesn't
+// wait for the record: without a log there are no tokens anyway.
+type ended struct{ b *Broker }
+
+func (e ended) IssuerRevision() uint64 { return e.b.state.IssuerRevision() }
+
+func (e ended) ForgetIssuerRevision(ctx context.Context) error {
+	return e.b.state.ForgetIssuerRevision(ctx)
+}
+
+func (e ended) EndAgent(ctx context.Context, a state.EndedAgent) error {
+	sessions, err := e.b.state.EndAgent(ctx, a)
+	if err != nil {
+		return err
+	}
+	for _, s := range sessions {
+		e.b.cfg.Log.Submit(audit.Record{Txn: s.Txn, Session: s.SID, Event: &audit.SessionEnded{Reason: "agent_ended", By: a.ID}})
+	}
+	return nil
 }

@@ -316,9 +316,17 @@ func TestEndedAgentsEndTheirSubtree(t *testing.T) {
 	m.refused(m.exchange(f.runner, deepest), "invalid_request", string(actor.ClassRevoked))
 	m.refused(m.exchange(f.researcher, join(f.one, f.root, f.login.idToken)), "invalid_request", string(actor.ClassRevoked))
 	m.ok(m.exchange(f.planner, join(f.root, f.login.idToken)))
+	if ended := events[*audit.SessionEnded](m); len(ended) != 0 {
+		t.Errorf("the session ended with an inner agent: %+v", ended[0])
+	}
 	m.stop()
 	m.start()
 	m.refused(m.exchange(f.runner, deepest), "invalid_request", string(actor.ClassRevoked))
+	m.issuer.end(agentID(t, f.planner))
+	m.eventually("the session ends with its first agent", func() bool {
+		ended := events[*audit.SessionEnded](m)
+		return len(ended) == 1 && ended[0].Reason == "agent_ended" && ended[0].By == f.planner.ID.String()
+	})
 }
 
 func TestNoTokensWhileTheIssuerCantBeHeard(t *testing.T) {

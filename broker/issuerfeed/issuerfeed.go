@@ -33,7 +33,8 @@ const (
 	mostPause  = 2 * time.Second
 )
 
-// State is where ended agents go. Each is durable before the next is read.
+// State is where ended agents go. Each is durable before the next is read; an error breaks the stream off and it
+// comes again.
 type State interface {
 	IssuerRevision() uint64
 	EndAgent(ctx context.Context, e state.EndedAgent) error

@@ -12,11 +12,10 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"github.com/deputymesh/deputy/actor"
 	"github.com/deputymesh/deputy/audit"
 	"github.com/deputymesh/deputy/broker/claims"
+	"github.com/deputymesh/deputy/broker/limit"
 	"github.com/deputymesh/deputy/broker/state"
 	"github.com/deputymesh/deputy/internal/target"
 	"github.com/deputymesh/deputy/policy"
@@ -33,8 +32,10 @@ const (
 
 const (
 	maxRevocation = 16 << 10 // bytes of a revocation's body
-	callRate      = 20       // calls per second that are looked at, whoever they are from
-	callBurst     = 100
+	// Calls per second of one address that are looked at.
+	callRate   = 10
+	callBurst  = 100
+	maxCallers = 16384
 )
 
 // Applied is what one proxy did with a revision.
@@ -68,7 +69,7 @@ type Config struct {
 // API answers operators.
 type API struct {
 	cfg     Config
-	limiter *rate.Limiter
+	limiter *limit.Limiter
 }
 
 // New checks the configuration.
@@ -79,7 +80,7 @@ func New(cfg Config) (*API, error) {
 	if cfg.Wait <= 0 {
 		cfg.Wait = 2 * time.Second
 	}
-	return &API{cfg: cfg, limiter: rate.NewLimiter(callRate, callBurst)}, nil
+	return &API{cfg: cfg, limiter: limit.New(callRate, callBurst, maxCallers)}, nil
 }
 
 // Handler serves /operator/v1/.
@@ -128,7 +129,11 @@ type call func(ctx context.Context, who caller, body []byte) (object string, ans
 func (a *API) serve(act string, limit int64, do call) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		ctx := r.Context()
-		if !a.limiter.AllowN(a.cfg.Now(), 1) {
+		from, _, err := net.SplitHostPort(r.RemoteAddr)
+		if err != nil {
+			from = r.RemoteAddr
+		}
+		if !a.limiter.Allow(from, a.cfg.Now()) {
 			w.Header().Set("Retry-After", "1")
 			write(w, fail(http.StatusTooManyRequests, "rate", "too many operator calls; try again"), "")
 			return
@@ -139,6 +144,7 @@ func (a *API) serve(act string, limit int64, do call) http.HandlerFunc {
 			return
 		}
 		who, f := a.authenticate(ctx, r, act, body)
+		who.from = from
 		if f != nil {
 			// Nobody in particular: counted, not recorded one by one.
 			a.cfg.Log.Count("operator." + f.class)
@@ -202,11 +208,7 @@ func (a *API) authenticate(ctx context.Context, r *http.Request, act string, bod
 	if err != nil {
 		return none, &failure{http.StatusUnauthorized, "id-token", err.Error(), err}
 	}
-	from, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		from = r.RemoteAddr
-	}
-	return caller{token, admin, from}, nil
+	return caller{claims: token, admin: admin}, nil
 }
 
 // record makes a call durable and returns its id; none if that fails.

@@ -81,30 +81,31 @@ func (s *State) Revoke(ctx context.Context, r Revocation, record func(Revocation
 	return r, s.commit(ctx, Change{Revision: r.Revision, Revocation: &r, End: txns(ends), EndAt: r.IssuedAt})
 }
 
-// EndAgent says that an agent is no more. One that is known to have ended already changes nothing.
-func (s *State) EndAgent(ctx context.Context, e EndedAgent) error {
+// EndAgent says that an agent is no more, and returns the sessions that ended with it. One that is known to have
+// ended already changes nothing.
+func (s *State) EndAgent(ctx context.Context, e EndedAgent) ([]Session, error) {
 	s.write.Lock()
 	defer s.write.Unlock()
 	db := s.reader()
 	if db == nil {
 		if err := s.load(ctx); err != nil {
-			return err
+			return nil, err
 		}
 		db = s.reader()
 	}
 	known, err := db.Txn(false).First(tableEnded, byID, e.ID)
 	if err != nil {
-		return fmt.Errorf("looking for ended agents: %w", err)
+		return nil, fmt.Errorf("looking for ended agents: %w", err)
 	}
 	if known != nil {
-		return nil
+		return nil, nil
 	}
 	ends, err := s.living(feed.Match{Kind: feed.Agent, Value: e.ID})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	e.Revision = s.revision + 1
-	return s.commit(ctx, Change{Revision: e.Revision, Ended: &e, End: txns(ends), EndAt: e.EndedAt})
+	return ends, s.commit(ctx, Change{Revision: e.Revision, Ended: &e, End: txns(ends), EndAt: e.EndedAt})
 }
 
 // IssuerRevision is up to where the issuer's ended agents are known.

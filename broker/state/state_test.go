@@ -191,7 +191,7 @@ func TestSubscribersSeeEveryRevisionOnce(t *testing.T) {
 	}
 	agent := storetest.Session(t, time.Now()).FirstAgent.String()
 	for range 2 { // the second time changes nothing
-		if err := s.EndAgent(t.Context(), state.EndedAgent{EndedAgent: feed.EndedAgent{ID: agent, EndedAt: time.Now()}, IssuerRevision: 5}); err != nil {
+		if _, err := s.EndAgent(t.Context(), state.EndedAgent{EndedAgent: feed.EndedAgent{ID: agent, EndedAt: time.Now()}, IssuerRevision: 5}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/deputymesh/deputy/actor"
 	"github.com/deputymesh/deputy/audit"
 	"github.com/deputymesh/deputy/broker/claims"
+	"github.com/deputymesh/deputy/broker/limit"
 	"github.com/deputymesh/deputy/broker/session"
 	"github.com/deputymesh/deputy/broker/state"
 	"github.com/deputymesh/deputy/internal/feed"
@@ -65,8 +66,8 @@ type Config struct {
 type API struct {
 	cfg       Config
 	keys      jwks
-	exchanges *limiter
-	revokes   *limiter
+	exchanges *limit.Limiter
+	revokes   *limit.Limiter
 }
 
 // New checks the configuration.
@@ -92,8 +93,8 @@ func New(cfg Config) (*API, error) {
 	}
 	return &API{
 		cfg: cfg, keys: keys,
-		exchanges: newLimiter(exchangeRate, exchangeBurst, maxCallers),
-		revokes:   newLimiter(revokeRate, revokeBurst, maxCallers),
+		exchanges: limit.New(exchangeRate, exchangeBurst, maxCallers),
+		revokes:   limit.New(revokeRate, revokeBurst, maxCallers),
 	}, nil
 }
 
@@ -132,7 +133,7 @@ func (a *API) token(w http.ResponseWriter, r *http.Request) {
 		classify(err).write(w, "")
 		return
 	}
-	if !a.exchanges.allow(agent.String(), a.cfg.Now()) {
+	if !a.exchanges.Allow(agent.String(), a.cfg.Now()) {
 		a.cfg.Log.Count("rate")
 		w.Header().Set("Retry-After", "1")
 		(&refusal{status: http.StatusTooManyRequests, code: codeUnavailable, reason: "too many exchanges; an agent needs one per target every few minutes"}).write(w, "")

@@ -19,7 +19,7 @@ import (
 func (a *API) revoke(w http.ResponseWriter, r *http.Request) {
 	ctx := r.Context()
 	agent, err := a.peer(r)
-	if err == nil && !a.revokes.allow(agent.String(), a.cfg.Now()) {
+	if err == nil && !a.revokes.Allow(agent.String(), a.cfg.Now()) {
 		w.Header().Set("Retry-After", "5")
 		err = &refusal{status: http.StatusTooManyRequests, code: codeUnavailable, class: "rate", reason: "too many revocations"}
 	}
