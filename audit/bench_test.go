@@ -17,7 +17,7 @@ func BenchmarkAppend(b *testing.B) {
 	for _, writers := range []int{1, 8, 32, 128} {
 		b.Run(fmt.Sprintf("writers=%d", writers), func(b *testing.B) {
 			cfg := audittest.Config(b)
-			cfg.SegmentSize = 64 << 20
+			cfg.SegmentSize = 16 << 20
 			cfg.Quota = &audit.QuotaConfig{RecordsPerSecond: 1e9, RecordBurst: 1e9, BytesPerSecond: 1e12, ByteBurst: 1e12, MaxTrees: 1}
 			l := audittest.OpenConfig(b, cfg)
 			chain := testChain("txn")

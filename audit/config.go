@@ -24,7 +24,7 @@ type Config struct {
 	FS     FS               // default: the operating system's files
 	Logger *slog.Logger     // default slog.Default; never gets record contents
 
-	SegmentSize   int64         // default 64 MiB; at least 64 KiB
+	SegmentSize   int64         // default 16 MiB; at least 64 KiB
 	MaxFrameDelay time.Duration // longest wait of an outcome record; default and ceiling 20 ms
 	Heartbeat     time.Duration // default 30 s; silence longer than this is suspicious
 	Quota         *QuotaConfig  // default DefaultQuota()

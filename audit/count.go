@@ -36,3 +36,15 @@ func (l *Log) takeCounts() []*Refused {
 	}
 	return all
 }
+
+// recount takes back what couldn't be recorded.
+func (l *Log) recount(c *Refused) {
+	l.countMu.Lock()
+	defer l.countMu.Unlock()
+	key := countKey{c.Class, c.txn}
+	if have := l.counts[key]; have != nil {
+		have.Count, have.Since = have.Count+c.Count, c.Since
+		return
+	}
+	l.counts[key] = c
+}

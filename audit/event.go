@@ -71,7 +71,7 @@ func (t Type) lazy() bool {
 func (t Type) owed() bool {
 	switch t {
 	case TypeForwarded, TypeMasked, TypeCompleted, TypeOutcomeUnknown, TypeConnectionClosed, TypeAgentEnded,
-		TypeSessionEnded, TypeRevoked, TypeLogSegment, TypeLogClosed:
+		TypeSessionEnded, TypeRevoked, TypeLogOpened, TypeLogSegment, TypeLogClosed:
 		return true
 	}
 	return false

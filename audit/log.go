@@ -62,7 +62,8 @@ type item struct {
 	typ      Type
 	decision RecordID // that this record belongs to
 	opens    *openDecision
-	kept     Digest // evidence that becomes known when this record is durable
+	kept     Digest   // evidence that becomes known when this record is durable
+	counted  *Refused // what goes back to the counters if this record is refused
 }
 
 // Open opens or makes the log in cfg.Dir, recovers it if it wasn't closed, and starts its writer. The caller
@@ -108,7 +109,7 @@ func (c *Config) complete() error {
 		c.Logger = slog.Default()
 	}
 	if c.SegmentSize == 0 {
-		c.SegmentSize = 64 << 20
+		c.SegmentSize = 16 << 20
 	}
 	if c.MaxFrameDelay <= 0 || c.MaxFrameDelay > 20*time.Millisecond {
 		c.MaxFrameDelay = 20 * time.Millisecond
@@ -200,6 +201,8 @@ func (l *Log) prepare(r *Record, p *Pending) (*item, error) {
 	it := &item{Pending: p, tail: tail, typ: r.Type, decision: r.Decision}
 	if d, ok := r.Event.(*Decision); ok && d.Effect == Allow {
 		it.opens = &openDecision{id: r.ID, txn: r.Txn, session: r.Session, connection: r.Connection, chain: r.Chain}
+		// Its outcome has the same chain, and may come alone in a frame.
+		it.opens.owes = int64(padded(frameHeader + len(tail) + maxCheckpoint))
 	}
 	return it, nil
 }

@@ -20,6 +20,7 @@ type openDecision struct {
 	connection string
 	chain      *Chain
 	forwarded  bool
+	owes       int64 // room that its outcome may need
 
 	raw []byte // the decision's record, where recovery read it and hasn't parsed it
 }

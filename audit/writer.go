@@ -18,6 +18,7 @@ type writer struct {
 	tree       tree
 	checkpoint []byte
 	open       map[RecordID]*openDecision
+	owes       int64 // room that the outcomes of open decisions may need
 
 	prepared  chan preparation // at most one is under way
 	preparing bool
@@ -153,13 +154,13 @@ func (w *writer) commitOwed(items []*item) error {
 //  3. one write, one fdatasync
 //  4. only then: the log's state, and the callers
 func (w *writer) writeFrame(items []*item) (rest []*item) {
-	w.collectPrepared(w.off+int64(w.estimate(items)) > w.size-w.reserve())
+	w.collectPrepared(w.off+int64(w.estimate(items)) > w.size-w.reserve()-w.owes)
 	if w.err != nil {
 		return items
 	}
 	room, roomNew := w.size-w.off, w.size-w.off
 	if w.ready == nil {
-		roomNew -= w.reserve()
+		roomNew -= w.reserve() + w.owes
 	}
 	w.buf = beginFrame(w.buf)
 	t := w.tree.clone()
@@ -174,12 +175,17 @@ func (w *writer) writeFrame(items []*item) (rest []*item) {
 		limit := roomNew
 		if it.typ.owed() {
 			limit = room
+		} else if it.opens != nil && w.ready == nil {
+			limit -= it.opens.owes
 		}
 		if size > limit {
 			if w.ready != nil {
 				break // the next segment takes it
 			}
 			it.fail(w.fullError())
+			if it.counted != nil {
+				w.l.recount(it.counted)
+			}
 			continue
 		}
 		if it.opens != nil {
@@ -188,6 +194,9 @@ func (w *writer) writeFrame(items []*item) (rest []*item) {
 				continue
 			}
 			opening++
+			if w.ready == nil {
+				roomNew -= it.opens.owes
+			}
 		}
 		at := len(w.buf) + 4
 		w.buf = complete(append(w.buf, 0, 0, 0, 0), t.size, it.tail)
@@ -235,12 +244,16 @@ func (w *writer) follow(it *item, seq int64) {
 	case it.opens != nil:
 		it.opens.seq = seq
 		w.open[it.id] = it.opens
+		w.owes += it.opens.owes
 	case it.typ == TypeForwarded:
 		if d := w.open[it.decision]; d != nil {
 			d.forwarded = true
 		}
 	case it.typ == TypeCompleted || it.typ == TypeOutcomeUnknown:
-		delete(w.open, it.decision)
+		if d := w.open[it.decision]; d != nil {
+			w.owes -= d.owes
+			delete(w.open, it.decision)
+		}
 	case it.kept != "":
 		w.l.keep(it.kept)
 	}
@@ -254,6 +267,9 @@ func (w *writer) estimate(items []*item) int {
 	n := frameHeader + maxCheckpoint
 	for _, it := range items {
 		n += 32 + len(it.tail)
+		if it.opens != nil {
+			n += int(it.opens.owes)
+		}
 	}
 	return padded(n)
 }
@@ -267,7 +283,9 @@ func (w *writer) periodic() []*item {
 func (w *writer) aggregates() []*item {
 	var items []*item
 	for _, c := range w.l.takeCounts() {
-		items = append(items, w.owedItem(Record{Event: c, Chain: c.chain, Txn: c.txn}))
+		it := w.owedItem(Record{Event: c, Chain: c.chain, Txn: c.txn})
+		it.counted = c
+		items = append(items, it)
 	}
 	return items
 }

@@ -103,7 +103,8 @@ func auditVerify(out io.Writer, o auditVerifyOptions) error {
 	return status
 }
 
-// verifyLog verifies one log. A frame that is just being written looks unfinished, so that alone is looked at again.
+// verifyLog verifies one log. A frame that is just being written looks unfinished, and a segment that was begun meanwhile
+// doesn't fit; so a log that doesn't hold is looked at again. One that was tampered with stays so.
 func verifyLog(dir string, keys *audit.Keys, opts audit.VerifyOptions, seen map[string][][]byte, used map[string]bool) (*audit.Report, error) {
 	fsys := os.DirFS(dir)
 	if origin, err := audit.Origin(fsys); err == nil {
@@ -112,7 +113,7 @@ func verifyLog(dir string, keys *audit.Keys, opts audit.VerifyOptions, seen map[
 	}
 	for try := 0; ; try++ {
 		report, err := audit.Verify(fsys, keys, opts)
-		if err != nil || report.Torn == nil || try == 2 {
+		if err != nil || report.Torn == nil && report.Err() == nil || try == 2 {
 			return report, err
 		}
 		time.Sleep(50 * time.Millisecond)
