@@ -34,6 +34,9 @@ var world struct {
 	config string
 	issuer *testmesh.Live
 	stop   func()
+
+	startIssuer func()
+	socket      string
 }
 
 func init() { world.stop = func() {} }
@@ -105,9 +108,13 @@ func startWorld(t *testing.T) {
 	}
 	fmt.Fprintf(f, "runtime_dir: %s\n", filepath.Join(world.dir, "r"))
 	f.Close()
-	world.issuer = testmesh.Begin(k, testmesh.Command{Args: []string{world.deputy, "issuer", "--config", filepath.Join(m, "issuer", "issuer.yaml")}})
+	world.startIssuer = func() {
+		world.issuer = testmesh.Begin(k, testmesh.Command{Args: []string{world.deputy, "issuer", "--config", filepath.Join(m, "issuer", "issuer.yaml")}})
+	}
+	world.startIssuer()
 	testmesh.Begin(k, testmesh.Command{Args: []string{world.deputy, "sample-signin", "--config", filepath.Join(m, "sample-signin", "sample-signin.yaml")}})
-	await(t, "unix", filepath.Join(m, "run", "issuer.sock"))
+	world.socket = filepath.Join(m, "run", "issuer.sock")
+	await(t, "unix", world.socket)
 	await(t, "tcp", fmt.Sprintf("127.0.0.1:%d", base+15))
 	// The test's own process is the login session.
 	login := testmesh.Exec(k, testmesh.Command{Args: []string{world.deputy, "login", "--config", config, "--script-user", "alice", "--script-password-file", password}})
