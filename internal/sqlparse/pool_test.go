@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -195,32 +197,40 @@ func TestKilledChildIsReplaced(t *testing.T) {
 // killChildren kills the parsing children of this process.
 func killChildren(t *testing.T) int {
 	t.Helper()
-	list, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/children", os.Getpid()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	tasks, err := os.ReadDir("/proc/self/task")
-	if err != nil {
-		t.Fatal(err)
-	}
-	pids := strings.Fields(string(list))
-	for _, task := range tasks {
-		more, err := os.ReadFile("/proc/self/task/" + task.Name() + "/children")
-		if err == nil && task.Name() != fmt.Sprint(os.Getpid()) {
-			pids = append(pids, strings.Fields(string(more))...)
-		}
-	}
 	n := 0
-	for _, s := range pids {
-		var pid int
-		if _, err := fmt.Sscan(s, &pid); err != nil {
-			continue
-		}
+	for _, pid := range childPIDs(t) {
 		if c, err := os.FindProcess(pid); err == nil && c.Kill() == nil {
 			n++
 		}
 	}
 	return n
+}
+
+// childPIDs gives the processes that this one has started and that still run.
+func childPIDs(t *testing.T) []int {
+	t.Helper()
+	tasks, err := filepath.Glob("/proc/self/task/*/children")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pids []int
+	for _, task := range tasks {
+		list, err := os.ReadFile(task)
+		if err != nil {
+			continue // the thread has ended
+		}
+		for _, s := range strings.Fields(string(list)) {
+			pid, err := strconv.Atoi(s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pids = append(pids, pid)
+		}
+	}
+	if len(pids) == 0 {
+		t.Fatal("no child runs")
+	}
+	return pids
 }
 
 func TestParseEndsWithItsContext(t *testing.T) {

@@ -63,28 +63,18 @@ func rowKind(n *pg.Node) (Kind, string) {
 	}
 }
 
-// inside walks the statement inside another one and makes its kind Inner, its outputs ours. keep
-// says what happens to its rows.
+// inside walks the statement inside another one and makes its kind Inner. With UseOutput its rows are
+// what the client gets, and its outputs ours.
 func (w *walker) inside(n *pg.Node, sc *scope, sink Use) {
 	kind, tag := w.s.Kind, w.s.Tag
-	w.top2(n, sc, sink)
+	if rows, _ := rowKind(n); rows != KindOther && sink != UseOutput {
+		w.s.Kind = rows
+		w.query(n, sc, sink, true)
+	} else {
+		w.top(n)
+	}
 	w.s.Inner = w.s.Kind
 	w.s.Kind, w.s.Tag = kind, tag
-}
-
-// top2 is top for a statement whose rows go to sink.
-func (w *walker) top2(n *pg.Node, sc *scope, sink Use) {
-	if sink == UseOutput {
-		w.top(n)
-		return
-	}
-	kind, _ := rowKind(n)
-	if kind == KindOther {
-		w.top(n)
-		return
-	}
-	w.s.Kind = kind
-	w.query(n, sc, sink, true)
 }
 
 // utility walks the statements that have facts of their own. It says false for definitions.
