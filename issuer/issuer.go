@@ -157,8 +157,11 @@ func (i *Issuer) Serve(ctx context.Context, l net.Listener) error {
 	i.api.Stop()
 	i.spawn.Close() // its streams end with UNAVAILABLE, so that supervisors know that they may resume
 	srv.Stop()
-	if err == nil {
-		<-served
+	if err != nil {
+		return err
 	}
-	return err
+	if err = <-served; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+		return fmt.Errorf("issuer: stopping: %w", err)
+	}
+	return nil
 }

@@ -48,7 +48,9 @@ func newIssuerCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&config, "config", "", "configuration file (deputy init writes one)")
 	cmd.Flags().BoolVar(&unsafeDev, "unsafe-dev", false, "accept the trust domain of `deputy dev`, whose grants prove nothing")
-	cmd.MarkFlagRequired("config")
+	if err := cmd.MarkFlagRequired("config"); err != nil {
+		panic(err) // the flag stands one line above
+	}
 	return cmd
 }
 
@@ -109,7 +111,7 @@ func runIssuer(ctx context.Context, cfg *issuerConfig, config string, unsafeDev 
 	if os.Geteuid() != 0 && cfg.readsExecutables() {
 		logger.WarnContext(ctx, "entries select by path or sha256, which needs root or CAP_SYS_PTRACE for processes of other users")
 	}
-	listener, err := listenForWorkloads(beside(config, cfg.Socket))
+	listener, err := listenForWorkloads(ctx, beside(config, cfg.Socket))
 	if err != nil {
 		return err
 	}
@@ -197,7 +199,7 @@ func onHangup(ctx context.Context, f func()) (stop func()) {
 
 // listenForWorkloads makes the issuer's socket: everybody may connect, since the kernel says who did, but nobody else may
 // put another socket in its place.
-func listenForWorkloads(path string) (net.Listener, error) {
+func listenForWorkloads(ctx context.Context, path string) (net.Listener, error) {
 	fail := func(err error) (net.Listener, error) { return nil, fmt.Errorf("opening the socket %s: %w", path, err) }
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -218,7 +220,8 @@ func listenForWorkloads(path string) (net.Listener, error) {
 	case old.Mode().Type() != fs.ModeSocket:
 		return fail(errors.New("there is a file that is no socket; move it away"))
 	default:
-		if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		dialer := net.Dialer{Timeout: time.Second}
+		if c, err := dialer.DialContext(ctx, "unix", path); err == nil {
 			c.Close()
 			return fail(errors.New("somebody serves it already; stop that one first"))
 		}
@@ -226,7 +229,7 @@ func listenForWorkloads(path string) (net.Listener, error) {
 			return fail(err)
 		}
 	}
-	l, err := net.Listen("unix", path)
+	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
 	if err != nil {
 		return fail(err)
 	}

@@ -181,7 +181,7 @@ func TestIssuerServesUntilItIsTold(t *testing.T) {
 	if err := runIssuer(ctx, cfg, config, false); !errors.Is(err, audit.ErrLocked) {
 		t.Errorf("a second issuer: %v", err)
 	}
-	if _, err := listenForWorkloads(socket); err == nil || !strings.Contains(err.Error(), "already") {
+	if _, err := listenForWorkloads(ctx, socket); err == nil || !strings.Contains(err.Error(), "already") {
 		t.Errorf("the same socket: %v", err)
 	}
 
@@ -290,7 +290,7 @@ func TestAStaleSocketIsReplaced(t *testing.T) {
 	}
 	l.(*net.UnixListener).SetUnlinkOnClose(false)
 	l.Close()
-	l, err = listenForWorkloads(path)
+	l, err = listenForWorkloads(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,7 +6,7 @@ import (
 	"os"
 )
 
-// ErrDead: the process has ended; what was learned about it is void.
+// ErrDead says that the process has ended; what was learned about it is void.
 var ErrDead = errors.New("the process has ended")
 
 // Process is one process, held by a pidfd. Its methods may be called from any goroutine, after Close too

@@ -8,7 +8,7 @@ import (
 	"github.com/deputymesh/deputy/actor"
 )
 
-// ErrExists: the instance was used before.
+// ErrExists says that the instance was used before.
 var ErrExists = errors.New("the instance was used before")
 
 // Store keeps what must outlive the issuer: which instances were ever used, which agents live and who holds them, and
