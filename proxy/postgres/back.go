@@ -171,11 +171,8 @@ func (s *session) described(r *run, body []byte) error {
 
 // snapshot is the newest catalogue there is; the one of the decision at least.
 func (s *session) snapshot(r *run) *snapshot {
-	c := s.e.catalogs[s.database]
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.current != nil {
-		return c.current
+	if latest := s.e.catalogs[s.database].latest(); latest != nil {
+		return latest
 	}
 	return r.d.snap
 }

@@ -91,8 +91,11 @@ type catalog struct {
 	database string
 	account  Account
 
-	mu      sync.Mutex
+	// loading holds the one who reads the catalogue and guards conn; it is never taken with mu held.
+	loading chan struct{}
 	conn    *pgconn.PgConn
+
+	mu      sync.Mutex // guards what follows, never over a call to the target
 	current *snapshot
 	taken   time.Time
 	stale   bool
@@ -104,7 +107,7 @@ const missAge = 100 * time.Millisecond
 const catalogTimeout = 15 * time.Second
 
 func newCatalog(e *Engine, database string, account Account) *catalog {
-	return &catalog{e: e, database: database, account: account}
+	return &catalog{e: e, database: database, account: account, loading: make(chan struct{}, 1)}
 }
 
 // get returns a snapshot that is younger than the limit and than the last change that went through here.
@@ -114,35 +117,60 @@ func (c *catalog) get(ctx context.Context) (*snapshot, error) {
 
 // after returns a snapshot for a name that s doesn't know: s itself if it is fresh, else a new one.
 func (c *catalog) after(ctx context.Context, s *snapshot) (*snapshot, error) {
-	c.mu.Lock()
-	newer := c.current
-	c.mu.Unlock()
-	if newer != nil && newer != s {
+	if newer := c.latest(); newer != nil && newer != s {
 		return newer, nil
 	}
 	return c.younger(ctx, missAge)
 }
 
-func (c *catalog) younger(ctx context.Context, age time.Duration) (*snapshot, error) {
+// latest is the newest snapshot there is, however old; nil before the first.
+func (c *catalog) latest() *snapshot {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.current != nil && !c.stale && c.e.cfg.Now().Sub(c.taken) < age {
-		return c.current, nil
+	return c.current
+}
+
+func (c *catalog) fresh(age time.Duration) *snapshot {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.current == nil || c.stale || c.e.cfg.Now().Sub(c.taken) >= age {
+		return nil
+	}
+	return c.current
+}
+
+func (c *catalog) younger(ctx context.Context, age time.Duration) (*snapshot, error) {
+	if s := c.fresh(age); s != nil {
+		return s, nil
+	}
+	select {
+	case c.loading <- struct{}{}:
+		defer func() { <-c.loading }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	// Somebody else may have read it meanwhile.
+	if s := c.fresh(age); s != nil {
+		return s, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, catalogTimeout)
 	defer cancel()
-	c.stale = false
+	c.mu.Lock()
+	c.stale = false // a change from now on counts for the next
+	c.mu.Unlock()
 	started := c.e.cfg.Now()
 	s, err := c.load(ctx)
 	if err != nil {
-		c.stale = true
+		c.changed()
 		if c.conn != nil {
-			_ = c.conn.Close(ctx)
+			_ = c.conn.Conn().Close()
 			c.conn = nil
 		}
 		return nil, fmt.Errorf("reading the catalogue of %s/%s: %w", c.e.name, c.database, err)
 	}
+	c.mu.Lock()
 	c.current, c.taken = s, started
+	c.mu.Unlock()
 	return s, nil
 }
 
@@ -153,9 +181,10 @@ func (c *catalog) changed() {
 	c.mu.Unlock()
 }
 
+// close ends the connection; no session is left by then.
 func (c *catalog) close() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.loading <- struct{}{}
+	defer func() { <-c.loading }()
 	if c.conn != nil {
 		_ = c.conn.Conn().Close()
 		c.conn = nil

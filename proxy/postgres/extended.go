@@ -225,10 +225,7 @@ func (s *session) planRuns(p *prepared) bool {
 	if p.run != nil && p.state.batch == s.batch {
 		return !p.run.d.planned
 	}
-	cat := s.e.catalogs[s.database]
-	cat.mu.Lock()
-	snap := cat.current
-	cat.mu.Unlock()
+	snap := s.e.catalogs[s.database].latest()
 	return snap == nil || snap.casts || !harmlessNames(p.stmt, names{snap})
 }
 

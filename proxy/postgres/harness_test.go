@@ -21,6 +21,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
@@ -298,6 +299,7 @@ type world struct {
 	ledger *ledger
 	addr   string
 	dir    string
+	stop   context.CancelFunc
 }
 
 // newWorld starts a server and a proxy for a user with the roles.
@@ -343,6 +345,7 @@ func worldOf(t testing.TB, pg *testpg.Server, roles []string, change ...func(*po
 	}
 	w.addr = l.Addr().String()
 	ctx, stop := context.WithCancel(context.Background())
+	w.stop = stop
 	done := make(chan error, 1)
 	go func() { done <- e.Serve(ctx, l) }()
 	t.Cleanup(func() {
@@ -453,3 +456,14 @@ func rowsText(rows [][][]byte) []string {
 }
 
 var _ io.Writer = (*testLog)(nil)
+
+func connectWith(t testing.TB, cfg *pgx.ConnConfig) (*pgx.Conn, error) {
+	t.Helper()
+	conn, err := pgx.ConnectConfig(t.Context(), cfg)
+	if err == nil {
+		t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	}
+	return conn, err
+}
+
+func query(sql string) *pgproto3.Query { return &pgproto3.Query{String: sql} }
