@@ -133,6 +133,12 @@ func claimCases() []vectorCase {
 		bad(actor.ClassDetails, rule, "capability with max_rows 0", cap(func(d map[string]any) { d["max_rows"] = 0 })),
 		bad(actor.ClassDetails, rule, "capability with a star inside a name", cap(func(d map[string]any) { d["tables"] = []any{"sales.ord*"} })),
 		bad(actor.ClassDetails, rule, "capability with a table without schema", cap(func(d map[string]any) { d["tables"] = []any{"orders"} })),
+		bad(actor.ClassDetails, rule, "capability with a database pattern", cap(func(d map[string]any) { d["databases"] = []any{"*"} })),
+		bad(actor.ClassDetails, rule, "capability with a name of 64 bytes", cap(func(d map[string]any) { d["databases"] = []any{strings.Repeat("x", 64)} })),
+		bad(actor.ClassDetails, rule, "capability with an empty name", cap(func(d map[string]any) { d["tables"] = []any{"."} })),
+		bad(actor.ClassDetails, rule, "capability with a dotted table", cap(func(d map[string]any) { d["tables"] = []any{"db.sales.orders"} })),
+		bad(actor.ClassDetails, rule, "capability with a location that is no target", cap(func(d map[string]any) { d["locations"] = []any{planner} })),
+		bad(actor.ClassDetails, rule, "capability that says something twice", cap(func(d map[string]any) { d["actions"] = []any{"select", "select"} })),
 		bad(actor.ClassJSONMissing, rule, "capability without actions", cap(func(d map[string]any) { delete(d, "actions") })),
 		bad(actor.ClassJSONMissing, rule, "capability without a type", cap(func(d map[string]any) { delete(d, "type") })),
 	}

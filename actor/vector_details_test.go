@@ -268,3 +268,25 @@ func TestARefusedActionHasItsClass(t *testing.T) {
 		t.Error("ForTarget picks the wrong objects")
 	}
 }
+
+func TestDetailsMadeInGoAreHeldToTheSameRules(t *testing.T) {
+	good := actor.PostgresDetail{Locations: []spiffeid.ID{target}, Actions: strs{"select"}}
+	negative, nowhere, nothing := good, good, good
+	negative.MaxRows = -1
+	nowhere.Locations = nil
+	nothing.Actions = nil
+	if err := (actor.Details{good}).Validate(); err != nil {
+		t.Fatal(err)
+	}
+	for name, d := range map[string]actor.Details{"nil": nil, "nil object": {nil}, "negative": {negative}, "nowhere": {nowhere}, "nothing": {nothing}} {
+		if err := d.Validate(); actor.ClassOf(err) != actor.ClassDetails {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := d.Within(actor.Details{good}); err == nil {
+			t.Errorf("%s lies within something", name)
+		}
+	}
+	if err := (actor.Details{good}).Within(nil); actor.ClassOf(err) != actor.ClassWider {
+		t.Errorf("something lies within nothing: %v", err)
+	}
+}
