@@ -56,7 +56,7 @@ func Attach(ctx context.Context, rpc spawnv1.SpawnClient, ticket []byte, log *sl
 		return nil, err
 	}
 	life, stop := context.WithCancel(ctx)
-	id := &Identity{rpc: rpc, log: log, done: make(chan struct{}), stop: stop, changed: make(chan struct{})}
+	id := &Identity{rpc: rpc, log: logger(log), done: make(chan struct{}), stop: stop, changed: make(chan struct{})}
 	s, err := id.open(life, &spawnv1.AttachRequest{Ticket: ticket, Csr: csr}, key)
 	if err != nil {
 		stop()
