@@ -48,7 +48,7 @@ var (
 	ready       = msg('Z', 'I')
 )
 
-func status(k, v string) []byte { return msg('S', []byte(k+"\x00"+v+"\x00")...) }
+func parameter(k, v string) []byte { return msg('S', []byte(k+"\x00"+v+"\x00")...) }
 
 func startPGProxy(t *testing.T, ca *testca.CA, path string, p *pgProxy) *pgProxy {
 	t.Helper()
@@ -64,7 +64,7 @@ func startPGProxy(t *testing.T, ca *testca.CA, path string, p *pgProxy) *pgProxy
 		p.hello = askPassword
 	}
 	if p.welcome == nil {
-		p.welcome = bytes.Join([][]byte{authOK, status("server_version", "15"), ready}, nil)
+		p.welcome = bytes.Join([][]byte{authOK, parameter("server_version", "15"), ready}, nil)
 	}
 	cfg := tlsconfig.MTLSServerConfig(ca.SVID(ca.ID(path)), ca.Bundle(), tlsconfig.AuthorizeMemberOf(ca.TrustDomain()))
 	cfg.MinVersion = tls.VersionTLS13
@@ -332,7 +332,7 @@ func TestCancelGoesOverTLSWithTheSVID(t *testing.T) {
 }
 
 func TestSessionIsRenewedBeforeItsCredentialEnds(t *testing.T) {
-	p := &pgProxy{welcome: bytes.Join([][]byte{authOK, status("deputy.session", "s/1"), ready}, nil)}
+	p := &pgProxy{welcome: bytes.Join([][]byte{authOK, parameter("deputy.session", "s/1"), ready}, nil)}
 	e := newRelay(t, p, "/deputy/proxy/db")
 	type renewal struct{ path, body, peer string }
 	renewals := make(chan renewal, 8)
