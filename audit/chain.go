@@ -31,6 +31,9 @@ type Chain struct {
 	// Verification is the digest of the evidence that [Log.PutCredential] kept: the exact bytes and what
 	// they were verified with.
 	Verification Digest `json:"verification,omitempty"`
+	// Presented is the digest of the exact subject_token of an exchange, kept as evidence of the kind `subject`, on the
+	// records of a broker.
+	Presented Digest `json:"presented,omitempty"`
 
 	once sync.Once
 	json []byte

@@ -45,6 +45,11 @@ func (c *credentials) check(r *Record) error {
 		return nil
 	}
 	c.report.Records++
+	if d := r.Chain.Presented; d != "" {
+		if _, err := c.part(d, KindSubject); err != nil {
+			return err
+		}
+	}
 	if r.Chain.Verification == "" {
 		c.report.Without++
 		return nil

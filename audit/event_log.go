@@ -44,7 +44,8 @@ func (b *Bytes) UnmarshalText(text []byte) (err error) {
 
 // Evidence kinds.
 const (
-	KindCredential   = "credential"    // the exact bytes that an agent presented
+	KindCredential   = "credential"    // the exact bytes that an agent presented to a proxy
+	KindSubject      = "subject"       // the exact subject_token that an agent presented to the broker
 	KindCertificate  = "certificate"   // DER, of a presenter's path or of a trust bundle
 	KindKeyStatement = "key_statement" // by which the certifying key vouches for a token key
 	KindIdentityKeys = "identity_keys" // JWKS of an identity provider

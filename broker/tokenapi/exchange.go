@@ -177,11 +177,11 @@ func (x *exchange) open(ctx context.Context, req exchangeRequest) error {
 func (x *exchange) recordOpening(ctx context.Context, subject string, want state.Session) error {
 	a, s := x.api, x.subject
 	chain := audit.FromSubject(s, a.cfg.Mesh, want.Txn)
-	digest, err := a.cfg.Log.PutEvidence(ctx, audit.KindCredential, []byte(subject))
+	digest, err := a.cfg.Log.PutEvidence(ctx, audit.KindSubject, []byte(subject))
 	if err != nil {
 		return noRecord(err)
 	}
-	chain.Verification = digest
+	chain.Presented = digest
 	capability, err := json.Marshal(want.Cap)
 	if err != nil {
 		return err
