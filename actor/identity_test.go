@@ -90,6 +90,9 @@ func TestAGradeComesBackAsItWentIn(t *testing.T) {
 		"unknown grade":         func() (pkix.Extension, error) { return actor.GradeExtension("trusted", full) },
 		"attested by nothing":   func() (pkix.Extension, error) { return actor.GradeExtension(actor.Attested, actor.Evidence{}) },
 		"evidence without kind": func() (pkix.Extension, error) { return actor.GradeExtension(actor.Asserted, actor.Evidence{UID: 1}) },
+		"kind that is no name": func() (pkix.Extension, error) {
+			return actor.GradeExtension(actor.Attested, actor.Evidence{Kind: "Unix!"})
+		},
 		"short hash": func() (pkix.Extension, error) {
 			return actor.GradeExtension(actor.Attested, actor.Evidence{Kind: "unix", SHA256: "00"})
 		},

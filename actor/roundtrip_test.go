@@ -162,7 +162,11 @@ func TestSignersRefuseWhatNobodyWouldAccept(t *testing.T) {
 		"outlives the SVID": func() (string, error) { return actor.SignGrant(keyFor(planner), chain, long) },
 		"no jti":            func() (string, error) { return actor.SignGrant(keyFor(planner), chain, noJTI) },
 		"empty user grant":  func() (string, error) { return actor.SignUserGrant(keyFor("login"), actor.UserGrant{}) },
-		"empty token":       func() (string, error) { return actor.SignToken(keyFor("token"), "x", actor.Token{}) },
+		"call that is no name": func() (string, error) {
+			return actor.SignOperatorRequest(keyFor("login"), actor.OperatorRequest{Issuer: idpURL, Mesh: meshURL, Act: "Revoke all",
+				IssuedAt: now, Expires: now.Add(time.Minute), ID: actor.NewHexID()})
+		},
+		"empty token": func() (string, error) { return actor.SignToken(keyFor("token"), "x", actor.Token{}) },
 		"kid of another key": func() (string, error) {
 			c := must(actor.ParseCredential(chainOf(planner).credential()))
 			return actor.SignToken(keyFor("token"), actor.NonceFor(keyFor("evil").Public()), c.Token)

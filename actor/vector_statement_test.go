@@ -99,6 +99,7 @@ func statementVectors() statementFile {
 		{"another provider", false, claim("iss", "https://idp.evil.example")},
 		{"another mesh", false, claim("aud", "https://broker.evil.example")},
 		{"another call", false, claim("act", "approve")},
+		{"call that is no name", false, claim("act", "Revoke all")},
 		{"another body", false, claim("body_sha256", b64(make([]byte, 32)))},
 		{"expired", false, func(s *statement) {
 			s.claims["iat"], s.claims["exp"] = now.Add(-2*time.Minute).Unix(), now.Add(-time.Minute).Unix()
