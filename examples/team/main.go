@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -135,7 +134,7 @@ func refused(err error) error {
 	case err == nil:
 		return errors.New("it was not refused")
 	case errors.As(err, &pg):
-		fmt.Printf("  refused (%s): %s\n", pg.Code, strings.TrimSpace(pg.Message))
+		fmt.Printf("  %s (SQLSTATE %s)\n", pg.Message, pg.Code)
 		return nil
 	default:
 		return err
