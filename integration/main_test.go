@@ -4,8 +4,12 @@ package integration_test
 
 import (
 	"testing"
+	"time"
 
 	"github.com/deputymesh/deputy/internal/testmesh"
 )
+
+// patience is for what takes well under a second on a machine that has time.
+const patience = time.Minute
 
 func TestMain(m *testing.M) { testmesh.Main(m) }

@@ -39,6 +39,31 @@ func (m *Mesh) Records(t testing.TB, role string) []*audit.Record {
 	}
 }
 
+// SettledRecords are the records of a role's log once every allowed command has its outcome.
+func (m *Mesh) SettledRecords(t testing.TB, role string) []*audit.Record {
+	t.Helper()
+	for limit := time.Now().Add(patience / 4); ; time.Sleep(10 * time.Millisecond) {
+		records := m.Records(t, role)
+		open := map[audit.RecordID]bool{}
+		for _, r := range records {
+			switch e := r.Event.(type) {
+			case *audit.Decision:
+				if e.Effect == audit.Allow {
+					open[r.ID] = true
+				}
+			case *audit.Completed, *audit.OutcomeUnknown:
+				delete(open, r.Decision)
+			}
+		}
+		if len(open) == 0 {
+			return records
+		}
+		if time.Now().After(limit) {
+			t.Fatalf("in the log of %s %d decisions have no outcome: %v", role, len(open), open)
+		}
+	}
+}
+
 // AwaitRecord waits for a record of a role's log: outcomes come into the log a little after their answer.
 func (m *Mesh) AwaitRecord(t testing.TB, role, what string, is func(*audit.Record) bool) *audit.Record {
 	t.Helper()
