@@ -61,7 +61,7 @@ func (b *opBuilder) definition() error {
 	}
 	if len(s.Opaque) > 0 {
 		// It makes or runs code that nobody sees here, so it takes the right to run any.
-		b.onDatabase("call", true, len(b.masked) > 0)
+		b.onDatabase("call", true, len(b.masked()) > 0)
 	}
 	for _, set := range s.Settings {
 		if isPinned(set.Name) || set.Name == "" {

@@ -6,7 +6,6 @@ import (
 	"slices"
 
 	"github.com/deputymesh/deputy/internal/sqlparse"
-	"github.com/deputymesh/deputy/proxy"
 )
 
 // prepared is one of the agent's prepared statements.
@@ -359,115 +358,6 @@ func (s *session) buryPortals() {
 
 func noPortal(name string) *fault {
 	return &fault{code: codeNoPortal, message: fmt.Sprintf("portal %q does not exist", clip(name, 64))}
-}
-
-// execute handles Execute: each one has a pass of its own.
-func (s *session) execute(ctx context.Context, p *parts) error {
-	name, rows := p.cstring(), p.int32()
-	if !p.done() {
-		return badMessage('E')
-	}
-	rows = max(rows, 0)
-	s.open = true
-	port, err := s.portal(ctx, name)
-	if err != nil {
-		return err
-	}
-	if port == nil {
-		return s.poison(ctx, noPortal(name))
-	}
-	if port.prepared.stmt == nil {
-		// An empty statement does nothing, and the target says so.
-		if ok, err := s.send(ctx, &entry{step: stepExecute}); err != nil || !ok {
-			return err
-		}
-		s.writeExecute(port.upstream, rows)
-		return nil
-	}
-	r, fresh := port.run, port.state.batch == s.batch
-	port.run = nil
-	if r == nil || !fresh {
-		var f *fault
-		if r, f, err = s.pass(ctx, port.prepared); err != nil {
-			return err
-		}
-		if f != nil {
-			return s.poison(ctx, f)
-		}
-	}
-	s.note([]*run{r})
-	describe := len(r.obligations.Masks) > 0
-	if r.limit > 0 {
-		return s.executeLimited(ctx, r, port.upstream, rows, !describe, func(n int64) { port.rows += n }, port.rows)
-	}
-	if describe {
-		if err := s.describeFor(ctx, r, port.upstream); err != nil {
-			return err
-		}
-	}
-	if ok, err := s.send(ctx, &entry{step: stepExecute, run: r, scrub: r.touched}); err != nil || !ok {
-		return err
-	}
-	s.writeExecute(port.upstream, rows)
-	return nil
-}
-
-// describeFor asks the target what the portal gives, for masking alone.
-func (s *session) describeFor(ctx context.Context, r *run, upstream string) error {
-	ok, err := s.send(ctx, &entry{step: stepDescribeP, hidden: true, run: r, scrub: r.touched})
-	if err != nil || !ok {
-		return err
-	}
-	o := s.up.out
-	o.begin('D')
-	o.byte('P')
-	o.cstring(upstream)
-	o.end()
-	return nil
-}
-
-// executeLimited executes a portal that may give at most r.limit rows, before of which are out already. It waits for the
-// answer, since what follows depends on it: one row too many, and the target is made to fail.
-func (s *session) executeLimited(ctx context.Context, r *run, upstream string, rows int, described bool, count func(int64), before int64) error {
-	if !described {
-		if err := s.describeFor(ctx, r, upstream); err != nil {
-			return err
-		}
-	}
-	r.limited, r.allowed = true, max(r.limit-before, 0)
-	ask := int(min(r.allowed+1, 1<<31-1))
-	if rows > 0 && rows < ask {
-		ask = rows
-	}
-	done := make(chan struct{})
-	ok, err := s.send(ctx, &entry{step: stepExecute, run: r, scrub: r.touched, done: done})
-	if err != nil || !ok {
-		return err
-	}
-	s.writeExecute(upstream, ask)
-	s.up.out.frame('H', nil)
-	if err := s.up.out.flush(); err != nil {
-		return &upstreamError{err}
-	}
-	select {
-	case <-done:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	count(r.rows)
-	if !r.exceeded {
-		return nil
-	}
-	f := &fault{
-		code: codeTooLarge, message: fmt.Sprintf("the result was cut after %d rows: that is the limit for this command", r.limit),
-		hint: "Ask for fewer rows, or for a policy with a higher limit.",
-	}
-	return s.poison(ctx, f)
-}
-
-// cutOutcome is what the record says of a result that a limit cut.
-func (r *run) cutOutcome() proxy.Outcome {
-	return proxy.Outcome{Status: "cut", Code: codeTooLarge, Limit: fmt.Sprintf("rows=%d", r.limit)}
 }
 
 // keep notes a run that ends with the batch if no Execute takes it.

@@ -49,13 +49,8 @@ type exposure struct {
 func expose(d *decision, ob policy.Obligations) *exposure {
 	x := &exposure{d: d, ob: ob, nestedFilter: true}
 	for i, r := range d.relations {
-		named := d.stmt.Relations[i]
-		masked := r != nil && hasMasks(ob, r)
-		if r == nil {
-			// Not in the catalogue: it goes by its name.
-			masked = slices.ContainsFunc(ob.Masks, func(m policy.MaskRule) bool { return m.Table == named.Name })
-		}
-		x.tables = append(x.tables, masked)
+		// What the catalogue doesn't have may be a view that was made a moment ago, over anything.
+		x.tables = append(x.tables, len(ob.Masks) > 0 && (r == nil && d.stmt.Relations[i].Access&sqlparse.Read != 0 || r != nil && hasMasks(ob, r)))
 	}
 	for _, c := range d.stmt.Columns {
 		if c.Use != sqlparse.UseNested {

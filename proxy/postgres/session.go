@@ -3,10 +3,10 @@ package postgres
 import (
 	"context"
 	"crypto/rand"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"sync"
 	"time"
 
@@ -20,7 +20,7 @@ const endTimeout = 800 * time.Millisecond
 type session struct {
 	e      *Engine
 	core   Session
-	client *tls.Conn
+	client net.Conn // TLS
 	in     *frames
 	out    *sink
 	up     *upstream
@@ -54,7 +54,7 @@ type session struct {
 // errTerminate says that the agent ended the session as one should.
 var errTerminate = errors.New("the agent said goodbye")
 
-func newSession(e *Engine, core Session, client *tls.Conn, up *upstream) (*session, error) {
+func newSession(e *Engine, core Session, client net.Conn, up *upstream) (*session, error) {
 	key := make([]byte, 32)
 	if _, err := rand.Read(key); err != nil {
 		return nil, fmt.Errorf("making a session's masking key: %w", err)

@@ -170,6 +170,8 @@ func TestPlainStartups(t *testing.T) {
 	conn = dial(t, w)
 	conn.send(be32(16), be32(80877102), be32(session.PgConn().PID()), session.PgConn().SecretKey())
 	conn.readAll()
+	w.ledger.mu.Lock()
+	defer w.ledger.mu.Unlock()
 	if w.ledger.counts["cancel_refused"] != 1 {
 		t.Errorf("counts %v", w.ledger.counts)
 	}

@@ -1,0 +1,130 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/deputymesh/deputy/proxy"
+)
+
+// failure handles ErrorResponse.
+func (s *session) failure(ctx context.Context, e *entry, body []byte) error {
+	fields, err := parseNotice(body)
+	if err != nil {
+		return err
+	}
+	if e == nil || fields['V'] == "FATAL" || fields['V'] == "PANIC" {
+		// The target ends the session.
+		return &fault{code: fields['C'], message: "the target ended the session: " + s.endText(e, fields), fatal: true}
+	}
+	if e.refusal != nil {
+		e.refusal.write(s.out)
+		s.q.fail()
+		return nil
+	}
+	r := e.run
+	if e.step == stepQuery {
+		e.failed = true
+		if e.at < len(e.runs) {
+			r = e.runs[e.at]
+		}
+	}
+	if err := s.release(ctx, r); err != nil {
+		return err
+	}
+	if r != nil {
+		o := proxy.Outcome{Status: "error", Code: fields['C']}
+		if o.Code == "57014" {
+			o.Status = "cancelled"
+		}
+		if err := r.complete(o); err != nil {
+			return err
+		}
+	}
+	if e.scrub || r != nil && r.touched {
+		body = scrubbed(fields)
+	}
+	s.out.frame('E', body)
+	switch e.step {
+	case stepQuery, stepSync: // ReadyForQuery follows
+	default:
+		s.q.fail()
+	}
+	return nil
+}
+
+func (s *session) endText(e *entry, fields map[byte]string) string {
+	if e != nil && (e.scrub || e.run != nil && e.run.touched) {
+		return "its reason is withheld"
+	}
+	return fields['M']
+}
+
+// notice passes a NoticeResponse on, unless it may carry masked values.
+func (s *session) notice(ctx context.Context, body []byte) error {
+	fields, err := parseNotice(body)
+	if err != nil {
+		return err
+	}
+	if e := s.q.peek(); e != nil {
+		r := e.run
+		if e.step == stepQuery && e.at < len(e.runs) {
+			r = e.runs[e.at]
+		}
+		if err := s.release(ctx, r); err != nil {
+			return err
+		}
+		if e.scrub || r != nil && r.touched {
+			body = scrubbed(fields)
+		}
+	}
+	s.out.frame('N', body)
+	return nil
+}
+
+// parseNotice reads the fields of an ErrorResponse or NoticeResponse.
+func parseNotice(body []byte) (map[byte]string, error) {
+	fields := map[byte]string{}
+	p := parts{b: body}
+	for {
+		code := p.byte()
+		if p.bad {
+			return nil, errors.New("the target sent an error that can't be read")
+		}
+		if code == 0 {
+			return fields, nil
+		}
+		fields[code] = p.cstring()
+	}
+}
+
+// scrubbed keeps severity and SQLSTATE of an error or notice and nothing that could hold a value.
+func scrubbed(fields map[byte]string) []byte {
+	var b []byte
+	add := func(code byte, v string) {
+		if v != "" {
+			b = append(append(append(b, code), v...), 0)
+		}
+	}
+	add('S', fields['V'])
+	add('V', fields['V'])
+	add('C', fields['C'])
+	add('M', fmt.Sprintf("%s (the text is withheld: a table with masked columns is involved)", stateText(fields['C'])))
+	return append(b, 0)
+}
+
+// stateText says in general words what a class of SQLSTATE means.
+func stateText(code string) string {
+	texts := map[string]string{
+		"22": "the target found a value that it can't use", "23": "the target found a constraint violated", "25": "the transaction is in the wrong state",
+		"40": "the target rolled the transaction back", "42": "the target refused the statement", "53": "the target lacks resources",
+		"54": "the target's limits are exceeded", "57": "the target was told to stop", "01": "the target warns", "00": "the target has something to say",
+	}
+	if len(code) >= 2 {
+		if t, ok := texts[code[:2]]; ok {
+			return t
+		}
+	}
+	return "the target reports a problem"
+}
