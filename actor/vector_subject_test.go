@@ -37,7 +37,6 @@ type subjectOutcome struct {
 type subjectCase struct {
 	vectorCase
 	first bool
-	text  func(parts []string) []string
 }
 
 func subjectCases() []subjectCase {

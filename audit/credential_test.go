@@ -114,7 +114,7 @@ func (t tokenKeys) TokenKey(string) (actor.KeyStatement, error) { return t.k, ni
 type idTokens struct{ w *world }
 
 func (i idTokens) VerifyIDToken(_ context.Context, raw string) (actor.IdentityClaims, error) {
-	jws, err := jose.ParseSigned(raw, []jose.SignatureAlgorithm{jose.ES256})
+	jws, err := jose.ParseSignedCompact(raw, []jose.SignatureAlgorithm{jose.ES256})
 	if err != nil {
 		return actor.IdentityClaims{}, err
 	}

@@ -274,7 +274,7 @@ var identityAlgorithms = []jose.SignatureAlgorithm{jose.RS256, jose.RS384, jose.
 // VerifyIDToken verifies signature, issuer and audience of an ID token offline.
 func (o *offlineTokens) VerifyIDToken(_ context.Context, raw string) (actor.IdentityClaims, error) {
 	var none actor.IdentityClaims
-	jws, err := jose.ParseSigned(raw, identityAlgorithms)
+	jws, err := jose.ParseSignedCompact(raw, identityAlgorithms)
 	if err != nil || len(jws.Signatures) != 1 {
 		return none, errors.New("the ID token isn't a JWS with one signature")
 	}

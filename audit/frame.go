@@ -37,14 +37,9 @@ func (f *frame) end() int64 { return f.first + int64(len(f.records)) }
 
 func padded(n int) int { return (n + blockSize - 1) / blockSize * blockSize }
 
-// beginFrame starts a frame in buf; records are added by appendRecord, and finishFrame ends it.
+// beginFrame starts a frame in buf; records follow, each behind its length, and finishFrame ends it.
 func beginFrame(buf []byte) []byte {
 	return append(buf[:0], make([]byte, frameHeader)...)
-}
-
-func appendRecord(buf, record []byte) []byte {
-	buf = binary.BigEndian.AppendUint32(buf, uint32(len(record)))
-	return append(buf, record...)
 }
 
 func finishFrame(buf []byte, first int64, count int, checkpoint []byte) []byte {

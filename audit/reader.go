@@ -257,7 +257,7 @@ func Origin(fsys fs.FS) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer seg.close()
+	defer func() { _ = seg.close() }()
 	f, err := readFrame(seg.at, blockSize, min(seg.size, seg.head.size))
 	if err != nil {
 		return "", err

@@ -82,7 +82,6 @@ type verifier struct {
 	beat      time.Duration // promised heartbeat of this run
 	open      map[RecordID]bool
 	openOrder []RecordID
-	blankEnd  bool
 
 	hashes      []tlog.Hash // stored hashes of the tree, when a record is to be proved
 	found       *Inclusion
@@ -115,7 +114,7 @@ func (v *verifier) segment(number int64, last, nextToLast bool) error {
 		v.begun = true
 		return nil
 	}
-	defer seg.close()
+	defer func() { _ = seg.close() }()
 	v.report.Segments++
 	v.header(seg)
 	if seg.size != seg.head.size {

@@ -142,9 +142,9 @@ func TestTokenEndsWithWhatEndsFirst(t *testing.T) {
 
 func TestSessionOutlivesTheIDTokenButOpensWithAFreshOne(t *testing.T) {
 	m := newMesh(t)
-	alice, planner := m.login("alice"), m.agent("planner")
+	planner := m.agent("planner")
 	// The SVIDs of the test live for an hour, so sign-ins of five minutes stand in for longer ones.
-	alice = m.login("alice", func(c map[string]any) { c["exp"] = m.clock.now().Add(5 * time.Minute).Unix() })
+	alice := m.login("alice", func(c map[string]any) { c["exp"] = m.clock.now().Add(5 * time.Minute).Unix() })
 	root := alice.root(planner)
 	m.ok(m.exchange(planner, join(root, alice.idToken)))
 	m.clock.pass(10 * time.Minute)

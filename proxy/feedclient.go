@@ -53,14 +53,14 @@ func RunFeed(ctx context.Context, cfg FeedConfig) error {
 	tlsCfg.MinVersion = tls.VersionTLS13
 	wait := minRedial
 	for ctx.Err() == nil {
-		applied, err := syncOnce(ctx, cfg, tlsCfg)
+		applied, broken := syncOnce(ctx, cfg, tlsCfg)
 		if ctx.Err() != nil {
 			break
 		}
 		if applied {
 			wait = minRedial
 		}
-		cfg.Logger.WarnContext(ctx, "the feed from the broker broke off", "error", err, "again_in", wait)
+		cfg.Logger.WarnContext(ctx, "the feed from the broker broke off", "error", broken, "again_in", wait)
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait/2 + rand.N(wait/2+1)):

@@ -124,9 +124,7 @@ func newAuditShowCommand() *cobra.Command {
 	}
 	cmd.Flags().StringArrayVar(&logs, "log", nil, "folder of a log (repeat it)")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the tree as JSON")
-	if err := cmd.MarkFlagRequired("log"); err != nil {
-		panic(err)
-	}
+	requireFlags(cmd, "log")
 	return cmd
 }
 
@@ -184,9 +182,7 @@ func newAuditVerifyCommand() *cobra.Command {
 	f.StringVar(&o.save, "save", "", "folder to keep each log's last checkpoint in, when all holds")
 	f.BoolVar(&o.pruned, "pruned", false, "the first segments were archived and removed")
 	f.BoolVar(&o.asJSON, "json", false, "print the reports as JSON")
-	if err := cmd.MarkFlagRequired("keys"); err != nil {
-		panic(err)
-	}
+	requireFlags(cmd, "keys")
 	return cmd
 }
 

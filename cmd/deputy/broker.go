@@ -42,7 +42,7 @@ func newBrokerCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&config, "config", "", "configuration file (deputy init writes one)")
 	cmd.Flags().BoolVar(&unsafeDev, "unsafe-dev", false, "accept the trust domain of `deputy dev`, whose grants prove nothing")
-	cmd.MarkFlagRequired("config")
+	requireFlags(cmd, "config")
 	return cmd
 }
 
@@ -108,7 +108,7 @@ func runBroker(ctx context.Context, cfg *brokerConfig, config string, unsafeDev 
 		address string
 		to      *net.Listener
 	}{{"listen", cfg.Listen, &listeners.Mesh}, {"feed_listen", cfg.FeedListen, &listeners.Feed}, {"web.listen", cfg.Web.Listen, &listeners.Web}} {
-		if *l.to, err = net.Listen("tcp", l.address); err != nil {
+		if *l.to, err = (&net.ListenConfig{}).Listen(ctx, "tcp", l.address); err != nil {
 			return errors.Join(fmt.Errorf("%s: %w", l.place, err), closeAll(listeners))
 		}
 	}

@@ -130,11 +130,7 @@ func newInitCommand() *cobra.Command {
 	f.StringVar(&o.agentUIDs, "agent-uids", "70000-79999", "host uids for isolated agents; nothing else may use them")
 	f.IntVar(&o.starterUID, "starter-uid", os.Getuid(), "uid of the people who start first-level agents")
 	f.BoolVar(&o.unsafeDev, "unsafe-dev", false, "accept the trust domain of `deputy dev`")
-	for _, name := range []string{"trust-domain", "identity-provider"} {
-		if err := cmd.MarkFlagRequired(name); err != nil {
-			panic(err)
-		}
-	}
+	requireFlags(cmd, "trust-domain", "identity-provider")
 	return cmd
 }
 

@@ -48,9 +48,7 @@ func newIssuerCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&config, "config", "", "configuration file (deputy init writes one)")
 	cmd.Flags().BoolVar(&unsafeDev, "unsafe-dev", false, "accept the trust domain of `deputy dev`, whose grants prove nothing")
-	if err := cmd.MarkFlagRequired("config"); err != nil {
-		panic(err) // the flag stands one line above
-	}
+	requireFlags(cmd, "config")
 	return cmd
 }
 

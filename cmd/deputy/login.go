@@ -52,8 +52,7 @@ func newLoginCommand() *cobra.Command {
 	f.IntVar(&o.session, "session-pid", 0, "process whose descendants may use the sign-in: an ancestor of this one (default: its parent)")
 	f.StringVar(&o.scriptUser, "script-user", "", "sign in without a browser, as this user (demonstrations and tests)")
 	f.StringVar(&o.scriptPasswordFile, "script-password-file", "", "file with the password for --script-user")
-	f.MarkHidden("script-user")
-	f.MarkHidden("script-password-file")
+	hideFlags(cmd, "script-user", "script-password-file")
 	cmd.MarkFlagsRequiredTogether("script-user", "script-password-file")
 	return cmd
 }

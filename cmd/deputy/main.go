@@ -56,3 +56,20 @@ func newRootCommand() *cobra.Command {
 	)
 	return root
 }
+
+// requireFlags and hideFlags mark flags that the command defines; another name is a mistake in the program.
+func requireFlags(cmd *cobra.Command, names ...string) {
+	for _, name := range names {
+		if err := cmd.MarkFlagRequired(name); err != nil {
+			panic(err)
+		}
+	}
+}
+
+func hideFlags(cmd *cobra.Command, names ...string) {
+	for _, name := range names {
+		if err := cmd.Flags().MarkHidden(name); err != nil {
+			panic(err)
+		}
+	}
+}

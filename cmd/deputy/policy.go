@@ -103,9 +103,7 @@ func newPolicySignCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&keyFile, "key", "", "policy key, PKCS#8 PEM (required)")
 	cmd.Flags().StringVarP(&out, "out", "o", "", "file to write; standard output if absent")
-	if err := cmd.MarkFlagRequired("key"); err != nil {
-		panic(err)
-	}
+	requireFlags(cmd, "key")
 	return cmd
 }
 

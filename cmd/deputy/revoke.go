@@ -64,7 +64,7 @@ func newRevokeCommand() *cobra.Command {
 	f.StringVar(&grant, "grant", "", "a grant, as ISSUER#JTI")
 	f.StringVar(&reason, "reason", "", "why: it stands in the record")
 	f.DurationVar(&keep, "for", 0, "how long to keep the revocation (default: as long as what it ends could live)")
-	cmd.MarkFlagRequired("reason")
+	requireFlags(cmd, "reason")
 	cmd.MarkFlagsOneRequired("user", "session", "task", "agent", "grant")
 	cmd.MarkFlagsMutuallyExclusive("user", "session", "task", "agent", "grant")
 	return cmd

@@ -64,7 +64,7 @@ func newRunCommand() *cobra.Command {
 	f.BoolVar(&o.isolate, "isolate", false, "refuse to run without a host uid of its own (default as root: give it one)")
 	f.BoolVar(&o.noIsolate, "no-isolate", false, "run under this uid; the agent is graded asserted")
 	f.BoolVar(&o.verbose, "verbose", false, "say what the supervisor does")
-	cmd.MarkFlagRequired("as")
+	requireFlags(cmd, "as")
 	cmd.MarkFlagsMutuallyExclusive("isolate", "no-isolate")
 	cmd.MarkFlagsMutuallyExclusive("cap", "allow")
 	return cmd

@@ -30,7 +30,7 @@ func (p *Pool) start() (*child, error) {
 		return nil, errors.Join(fmt.Errorf("starting an SQL parser: %w", err), inW.Close())
 	}
 	defer outW.Close()
-	cmd := exec.Command(p.cfg.Command[0], p.cfg.Command[1:]...)
+	cmd := exec.Command(p.cfg.Command[0], p.cfg.Command[1:]...) //nolint:noctx // the child outlives the caller; the pool ends it
 	cmd.Stdin, cmd.Stdout = inR, outW
 	// Nothing of our environment is the child's business; a crash leaves no text behind.
 	cmd.Env = []string{"GOTRACEBACK=none"}

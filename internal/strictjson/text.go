@@ -129,7 +129,7 @@ func DecodeBase64URL(s string) ([]byte, error) {
 	}
 	out, err := base64.RawURLEncoding.Strict().DecodeString(s)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %v", ErrBase64, err)
+		return nil, fmt.Errorf("%w: %w", ErrBase64, err)
 	}
 	return out, nil
 }
