@@ -3,6 +3,7 @@
 package integration_test
 
 import (
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -13,3 +14,5 @@ import (
 const patience = time.Minute
 
 func TestMain(m *testing.M) { testmesh.Main(m) }
+
+func dirOf(path string) string { return filepath.Dir(path) }
