@@ -65,13 +65,11 @@ func desync(kind byte, e *entry) error {
 	return protocolError("the target sent %q where it had something else to answer (step %d)", kind, e.step)
 }
 
-// release makes sure that the decision behind an answer is durable. What was released before leaves first.
+// release makes sure that the decision behind an answer is durable. Answers released before it may wait in the buffer with it:
+// a frame of the log takes milliseconds, a write of its own costs more.
 func (s *session) release(ctx context.Context, r *run) error {
 	if r == nil || r.durable {
 		return nil
-	}
-	if err := s.flush(); err != nil {
-		return err
 	}
 	if err := r.wait(ctx); err != nil {
 		return passFault(err)
@@ -162,7 +160,6 @@ func (s *session) described(r *run, body []byte) error {
 	if err != nil {
 		return err
 	}
-	r.fields = fields
 	r.plan = planMasks(r.d, r.obligations, s.snapshot(r), fields, s.keyed)
 	r.planned = true
 	return nil

@@ -20,7 +20,6 @@ const (
 	codeNoPortal     = "34000" // invalid_cursor_name
 	codeDupPortal    = "42P03" // duplicate_cursor
 	codeNoDatabase   = "3D000" // invalid_catalog_name
-	codeNoTable      = "42P01" // undefined_table
 	codeInternal     = "58000" // system_error
 )
 

@@ -23,7 +23,6 @@ type run struct {
 
 	// The back alone uses what follows, up to the lock.
 	durable bool
-	fields  []field
 	plan    *maskPlan // nil: rows are copied through
 	planned bool
 	rows    int64

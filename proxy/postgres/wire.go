@@ -156,9 +156,6 @@ func (f *frames) ready() bool {
 	return uint64(n) >= uint64(size)+1
 }
 
-// buffered counts the bytes that were read ahead.
-func (f *frames) buffered() int { return f.hi - f.lo }
-
 func unexpected(err error) error {
 	if err == io.EOF {
 		return io.ErrUnexpectedEOF
