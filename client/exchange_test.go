@@ -159,9 +159,11 @@ func TestExchangeFailures(t *testing.T) {
 		"another type":    {broker(t, ca, "/deputy/broker", reply(200, json, `{"access_token":"t","issued_token_type":"x","expires_in":5}`)), "no access token"},
 		"too long":        {broker(t, ca, "/deputy/broker", reply(200, json, `{"access_token":"`+strings.Repeat("x", 70<<10)+`"}`)), "longer than"},
 		"credential size": {broker(t, ca, "/deputy/broker", func(w http.ResponseWriter, _ *http.Request) { token(w, strings.Repeat("x", 40<<10), 300) }), "targets take at most"},
-		"redirect":        {broker(t, ca, "/deputy/broker", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "https://elsewhere.test/", 307) }), "isn't JSON"},
-		"another role":    {broker(t, ca, "/deputy/proxy/db", ok), "unexpected ID"},
-		"another domain":  {broker(t, other, "/deputy/broker", ok), ""},
+		"redirect": {broker(t, ca, "/deputy/broker", func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "https://elsewhere.test/", http.StatusTemporaryRedirect)
+		}), "isn't JSON"},
+		"another role":   {broker(t, ca, "/deputy/proxy/db", ok), "unexpected ID"},
+		"another domain": {broker(t, other, "/deputy/broker", ok), ""},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -360,7 +360,7 @@ func (j *joined) DialPostgres(_ context.Context, target string) (net.Conn, error
 
 func (j *joined) Close() error {
 	j.sendMu.Lock()
-	j.stream.CloseSend()
+	_ = j.stream.CloseSend()
 	j.sendMu.Unlock()
 	j.cancel()
 	<-j.done

@@ -69,7 +69,7 @@ func (r *PostgresRelay) Serve(ctx context.Context, conn net.Conn) error {
 	var pe *PostgresError
 	if errors.As(err, &pe) {
 		conn.SetWriteDeadline(time.Now().Add(5 * time.Second))
-		conn.Write(fatal(pe.SQLState, "deputy: "+pe.Error(), pe.hint))
+		_, _ = conn.Write(fatal(pe.SQLState, "deputy: "+pe.Error(), pe.hint))
 	}
 	if errors.Is(err, io.EOF) {
 		return nil
@@ -259,7 +259,7 @@ func (r *PostgresRelay) cancel(ctx context.Context, packet []byte) error {
 		return fmt.Errorf("cancelling at the proxy of %s: %w", r.Target.Name, err)
 	}
 	// libpq takes the end of its connection for the end of the cancel.
-	io.Copy(io.Discard, io.LimitReader(up, 1<<10))
+	_, _ = io.Copy(io.Discard, io.LimitReader(up, 1<<10))
 	return nil
 }
 
@@ -271,14 +271,16 @@ func relay(client net.Conn, up *tls.Conn) error {
 		if err != nil {
 			up.Close() // the client is gone: nobody is left to read for
 		} else {
-			up.CloseWrite()
+			_ = up.CloseWrite()
 		}
 		done <- err
 	}()
 	_, err := io.CopyBuffer(struct{ io.Writer }{client}, struct{ io.Reader }{up}, make([]byte, relayBuffer))
 	client.Close()
 	up.Close()
-	<-done
+	if sent := <-done; err == nil {
+		err = sent
+	}
 	if errors.Is(err, net.ErrClosed) || errors.Is(err, io.EOF) {
 		return nil
 	}
@@ -301,5 +303,5 @@ func RefusePostgres(conn net.Conn, sqlstate string, why error) {
 	if _, kind, err := r.readStartup(conn); err != nil || kind == startupCancel {
 		return
 	}
-	conn.Write(fatal(sqlstate, "deputy: "+why.Error(), ""))
+	_, _ = conn.Write(fatal(sqlstate, "deputy: "+why.Error(), ""))
 }

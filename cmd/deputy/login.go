@@ -158,6 +158,7 @@ func startHelper(config string, session kernel.Process) (<-chan login.Report, fu
 	if err != nil {
 		wd = "/"
 	}
+	//nolint:noctx // the helper outlives this command
 	cmd := exec.Command("/proc/self/exe", helperArgument, "--config", config,
 		"--session-pid", strconv.Itoa(session.PID), "--session-start", strconv.FormatUint(session.StartTime, 10))
 	cmd.Args[0] = "deputy"
@@ -199,7 +200,7 @@ func openBrowser(ctx context.Context, url string) {
 		if path, err := exec.LookPath(name); err == nil {
 			cmd := exec.CommandContext(ctx, path, url)
 			if cmd.Start() == nil {
-				go cmd.Wait()
+				go func() { _ = cmd.Wait() }() // reaps it; what a browser says is nothing to us
 				return
 			}
 		}
@@ -245,7 +246,7 @@ func newSessionHelperCommand() *cobra.Command {
 			syscall.CloseOnExec(3)
 			report := json.NewEncoder(out)
 			if err := runHelper(cmd.Context(), config, session, func(r login.Report) error { return report.Encode(r) }, func() { out.Close() }); err != nil {
-				report.Encode(login.Report{Error: err.Error()})
+				_ = report.Encode(login.Report{Error: err.Error()})
 				return exitCode(1)
 			}
 			return nil
@@ -298,11 +299,15 @@ func runHelper(ctx context.Context, config string, session kernel.Process, repor
 	h, err := login.New(ctx, login.Config{
 		Provider: provider, Mesh: cfg.Mesh, TrustDomain: td, Issuer: rpc, Session: session,
 		Socket: login.SocketFor(cfg.RuntimeDir, session),
-	}, func(url string) { report(login.Report{URL: url}) })
+	}, func(url string) {
+		if err := report(login.Report{URL: url}); err != nil {
+			cancel() // nobody is left to open it
+		}
+	})
 	if err != nil {
 		return err
 	}
-	l, err := h.Listen()
+	l, err := h.Listen(ctx)
 	if err != nil {
 		return err
 	}

@@ -88,11 +88,13 @@ func (h *Helper) SignedIn() *SignedIn { return h.signedIn }
 
 // Listen opens the helper's socket. A helper that serves there already is an error; one that was killed
 // leaves a dead socket, which is replaced.
-func (h *Helper) Listen() (*net.UnixListener, error) {
+func (h *Helper) Listen(ctx context.Context) (*net.UnixListener, error) {
 	if err := PrepareSocketDir(filepath.Dir(h.cfg.Socket)); err != nil {
 		return nil, err
 	}
-	if c, err := net.DialTimeout("unix", h.cfg.Socket, time.Second); err == nil {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if c, err := (&net.Dialer{}).DialContext(ctx, "unix", h.cfg.Socket); err == nil {
 		c.Close()
 		return nil, fmt.Errorf("somebody is signed in already (%s); run `deputy logout` first", h.cfg.Socket)
 	}

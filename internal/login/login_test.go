@@ -76,7 +76,7 @@ func TestScriptedSignInBindsTheKey(t *testing.T) {
 	if s.Subject != (actor.SubjectID{Issuer: p.Issuer, Subject: "u1"}) || s.Display != "alice" || s.IDToken == "" {
 		t.Errorf("signed in %+v", s.Subject)
 	}
-	jws, err := jose.ParseSigned(s.IDToken, []jose.SignatureAlgorithm{jose.ES256})
+	jws, err := jose.ParseSignedCompact(s.IDToken, []jose.SignatureAlgorithm{jose.ES256})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -101,7 +101,7 @@ func SignIn(ctx context.Context, p Provider, key crypto.Signer, show func(url st
 	if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
 		return nil, fmt.Errorf("signing in: callback %q: want a loopback address such as 127.0.0.1:0", listen)
 	}
-	l, err := net.Listen("tcp", listen)
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", listen)
 	if err != nil {
 		return nil, fmt.Errorf("signing in: waiting for the browser: %w", err)
 	}
@@ -118,7 +118,7 @@ func SignIn(ctx context.Context, p Provider, key crypto.Signer, show func(url st
 	}
 	back := &callback{state: state, issuer: p.Issuer, issRequired: meta.IssInResponse, result: make(chan callbackResult, 1)}
 	srv := &http.Server{Handler: back, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second, MaxHeaderBytes: 32 << 10}
-	go srv.Serve(l)
+	go func() { _ = srv.Serve(l) }() // ends with Close
 	defer srv.Close()
 	show(conf.AuthCodeURL(state, oidc.Nonce(nonce), oauth2.S256ChallengeOption(verifier)))
 
@@ -141,7 +141,7 @@ func SignIn(ctx context.Context, p Provider, key crypto.Signer, show func(url st
 	}
 	shutdown, stop := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer stop()
-	srv.Shutdown(shutdown) // lets the browser have its last page
+	_ = srv.Shutdown(shutdown) // lets the browser have its last page
 	return check(ctx, provider, p, raw, nonce)
 }
 

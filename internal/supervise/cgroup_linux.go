@@ -104,7 +104,7 @@ func endUID(uid uint32) error {
 			return nil
 		}
 		for _, pid := range found {
-			unix.Kill(pid, unix.SIGKILL)
+			_ = unix.Kill(pid, unix.SIGKILL)
 		}
 		time.Sleep(10 * time.Millisecond)
 	}

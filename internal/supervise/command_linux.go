@@ -140,7 +140,7 @@ func killBelow(p kernel.Process) {
 	for _, c := range children {
 		// Below first: once c is gone its children are this process's, which the next round sees.
 		killBelow(c)
-		unix.Kill(c.PID, unix.SIGKILL)
+		_ = unix.Kill(c.PID, unix.SIGKILL)
 	}
 }
 
@@ -168,7 +168,7 @@ wait:
 		case sig := <-signals:
 			if n, ok := sig.(syscall.Signal); ok && !fromTerminal(c, n) {
 				// Before p.exited is read the id is still the program's, a zombie at worst.
-				unix.Kill(p.pid, n)
+				_ = unix.Kill(p.pid, n)
 			}
 		}
 	}

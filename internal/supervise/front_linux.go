@@ -46,7 +46,7 @@ func openFront(stdin, stdout, stderr *os.File) (*front, error) {
 			}
 		}
 	}
-	pty.InheritSize(stdin, master)
+	_ = pty.InheritSize(stdin, master)
 	return f, nil
 }
 
@@ -67,14 +67,14 @@ func (f *front) relay() error {
 	signal.Notify(f.resized, syscall.SIGWINCH)
 	go func() {
 		for range f.resized {
-			pty.InheritSize(f.keyboard, f.master)
+			_ = pty.InheritSize(f.keyboard, f.master)
 		}
 	}()
-	go io.Copy(f.master, f.keyboard) // ends with the process: a read of a terminal can't be called off
+	go func() { _, _ = io.Copy(f.master, f.keyboard) }() // ends with the process: a read of a terminal can't be called off
 	f.drained = make(chan struct{})
 	go func() {
 		defer close(f.drained)
-		io.Copy(f.display, f.master) // ends with an error when the agent's side is closed
+		_, _ = io.Copy(f.display, f.master) // ends with an error when the agent's side is closed
 	}()
 	return nil
 }
@@ -95,7 +95,7 @@ func (f *front) close() {
 		close(f.resized)
 	}
 	if f.before != nil {
-		term.Restore(int(f.keyboard.Fd()), f.before)
+		_ = term.Restore(int(f.keyboard.Fd()), f.before)
 	}
 	if f.master != nil {
 		f.master.Close()

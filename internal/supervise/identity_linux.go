@@ -106,19 +106,19 @@ func (id *Identity) open(ctx context.Context, first *spawnv1.AttachRequest, key 
 }
 
 // goodbye tells the issuer that the agent is done, and waits a moment for it to have heard.
-func (a *attachment) goodbye() {
-	if a.stream == nil || a.stream.CloseSend() != nil {
-		return
+func (a *attachment) goodbye() error {
+	if err := a.stream.CloseSend(); err != nil {
+		return err
 	}
 	timeout := time.NewTimer(time.Second)
 	defer timeout.Stop()
 	for {
 		select {
 		case <-a.answers:
-		case <-a.failed:
-			return
+		case err := <-a.failed:
+			return err
 		case <-timeout.C:
-			return
+			return errors.New("the issuer did not end the stream in time")
 		}
 	}
 }
@@ -182,7 +182,7 @@ func (id *Identity) renewals(ctx context.Context, a *attachment) error {
 		var err error
 		select {
 		case <-ctx.Done():
-			a.goodbye()
+			id.log.DebugContext(ctx, "the agent is done", "stream", a.goodbye())
 			return ctx.Err()
 		case err = <-a.failed:
 		case <-a.answers:

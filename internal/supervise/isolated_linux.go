@@ -53,11 +53,11 @@ func RunIsolated(ctx context.Context, log *slog.Logger) (int, error) {
 		from *wire
 		into any
 	}{{control, &start}, {link, &chain}} {
-		r.from.conn.SetReadDeadline(time.Now().Add(startTimeout))
+		_ = r.from.conn.SetReadDeadline(time.Now().Add(startTimeout))
 		if _, err := r.from.read(r.into, 0); err != nil {
 			return exitFailed, fmt.Errorf("waiting for the launcher: %w", err)
 		}
-		r.from.conn.SetReadDeadline(time.Time{})
+		_ = r.from.conn.SetReadDeadline(time.Time{})
 	}
 	launcher := newLauncherLink(control)
 	s, err := Start(ctx, Config{
@@ -68,7 +68,7 @@ func RunIsolated(ctx context.Context, log *slog.Logger) (int, error) {
 		return exitFailed, err
 	}
 	go func() {
-		launcher.serve()
+		_ = launcher.serve()
 		s.end(errNoLauncher)
 	}()
 	env := s.Environment(start.Env)

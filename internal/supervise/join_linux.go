@@ -121,7 +121,7 @@ func (r *relayedAgent) answers() error {
 }
 
 // end tells the issuer that the sub-agent is done.
-func (r *relayedAgent) end() { r.up.CloseSend() }
+func (r *relayedAgent) end() { _ = r.up.CloseSend() }
 
 func joinedIdentity(m *spawnv1.AttachResponse) *agentv1.JoinedIdentity {
 	return &agentv1.JoinedIdentity{SpiffeId: m.GetSpiffeId(), Svid: m.GetSvid(), Bundle: m.GetBundle(), Grade: m.GetGrade(), ExpiresAt: m.GetExpiresAt()}

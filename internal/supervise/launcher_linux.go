@@ -53,32 +53,41 @@ func newLauncher(mesh Mesh, runtimeDir string, rpc spawnv1.SpawnClient, log *slo
 		return nil, err
 	}
 	l := &launcher{mesh: mesh, runtimeDir: runtimeDir, rpc: rpc, log: log, forks: make(chan func())}
+	ready := make(chan error)
 	go func() {
 		// The kernel kills a supervisor when the thread that started it is gone, so this one stays.
 		runtime.LockOSThread()
+		// A set-uid file that an ended agent left behind must not make anybody its successor under that uid.
+		err := kernel.NeverGainPrivileges()
+		ready <- err
+		if err != nil {
+			return
+		}
 		for f := range l.forks {
 			f()
 		}
 	}()
+	if err := <-ready; err != nil {
+		return nil, err
+	}
 	return l, nil
 }
 
 // launched is a supervisor that this launcher started.
 type launched struct {
-	proc   *os.Process
-	group  *cgroup
-	uid    uint32
-	done   chan childEnd // buffered
-	killed sync.Once
-	mu     sync.Mutex
-	ended  bool // guarded by mu: no signals any more
+	proc  *os.Process
+	group *cgroup
+	uid   uint32
+	done  chan childEnd // buffered
+	mu    sync.Mutex
+	ended bool // guarded by mu: no signals any more
 }
 
 func (c *launched) signal(s syscall.Signal) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.ended {
-		c.proc.Signal(s)
+		_ = c.proc.Signal(s)
 	}
 }
 
@@ -153,7 +162,7 @@ func (l *launcher) run(ctx context.Context, id actor.AgentID, uid, gid uint32, r
 	}
 	defer func() {
 		if err != nil {
-			dir.remove()
+			_ = dir.remove()
 		}
 	}()
 	if err := os.Chown(dir.path, int(uid), int(gid)); err != nil {
@@ -188,19 +197,19 @@ func (l *launcher) run(ctx context.Context, id actor.AgentID, uid, gid uint32, r
 	if err := <-started; err != nil {
 		control.Close()
 		if group != nil {
-			group.end()
+			_ = group.end()
 		}
 		return nil, fmt.Errorf("starting the supervisor under uid %d: %w", uid, err)
 	}
 	c := &launched{proc: cmd.Process, group: group, uid: uid, done: make(chan childEnd, 1)}
 	go l.wait(ctx, c, cmd, control, dir, id)
-	near.SetWriteDeadline(time.Now().Add(answerTimeout))
+	_ = near.SetWriteDeadline(time.Now().Add(answerTimeout))
 	if err := control.write(supervisorStart{
 		Ticket: req.Ticket, Argv: req.Argv, Env: req.Env, Cwd: req.Cwd, Terminal: req.Terminal, Dir: dir.path, Mesh: mesh,
 	}); err != nil {
 		c.kill() // wait cleans up
 	}
-	near.SetWriteDeadline(time.Time{})
+	_ = near.SetWriteDeadline(time.Time{})
 	return c, nil
 }
 
@@ -268,13 +277,13 @@ func (l *launcher) serve(ctx context.Context, control *wire, uid uint32) {
 		case m.Start != nil && c == nil:
 			c, err := l.start(ctx, *m.Start, files, uid)
 			if err != nil {
-				control.write(fromLauncher{ID: m.ID, Exited: childEnd{Code: exitFailed, Error: err.Error()}})
+				_ = control.write(fromLauncher{ID: m.ID, Exited: childEnd{Code: exitFailed, Error: err.Error()}})
 				break
 			}
 			children[m.ID] = c
 			waiting.Go(func() {
 				end := <-c.done
-				control.write(fromLauncher{ID: m.ID, Exited: end})
+				_ = control.write(fromLauncher{ID: m.ID, Exited: end})
 			})
 		case c == nil:
 		case m.Kill:
@@ -293,8 +302,8 @@ func giveTerminal(f *os.File, owner, uid uint32) {
 	if unix.Fstat(int(f.Fd()), &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Uid != owner {
 		return
 	}
-	if major := unix.Major(uint64(st.Rdev)); major < 136 || major > 143 {
+	if major := unix.Major(st.Rdev); major < 136 || major > 143 {
 		return
 	}
-	unix.Fchown(int(f.Fd()), int(uid), -1)
+	_ = unix.Fchown(int(f.Fd()), int(uid), -1)
 }

@@ -121,4 +121,4 @@ func (c *remoteChild) signal(s syscall.Signal) error {
 }
 
 // kill ends the child and everything below it; a child that has ended already is left alone.
-func (c *remoteChild) kill() { c.link.wire.write(toLauncher{ID: c.id, Kill: true}) }
+func (c *remoteChild) kill() { _ = c.link.wire.write(toLauncher{ID: c.id, Kill: true}) }

@@ -205,9 +205,6 @@ func (s *Supervisor) spawnIsolated(ctx context.Context, c *newChild, out *spawnS
 	for i, t := range c.targets {
 		names[i] = t.Name
 	}
-	if names == nil {
-		names = []string{}
-	}
 	child, err := s.cfg.launcher.start(startRequest{
 		Ticket: c.ticket, Argv: c.start.GetArgv(), Env: c.start.GetEnv(), Cwd: c.start.GetCwd(),
 		Terminal: c.start.GetTerminal(), Targets: names,
@@ -229,7 +226,7 @@ func (s *Supervisor) spawnIsolated(ctx context.Context, c *newChild, out *spawnS
 				return
 			}
 			if n := m.GetSignal(); n > 0 && n < 65 {
-				child.signal(unix.Signal(n))
+				_ = child.signal(unix.Signal(n))
 			}
 		}
 	}()

@@ -91,7 +91,7 @@ func (d *streamDesk) serve(ctx context.Context) {
 }
 
 func (d *streamDesk) take(ctx context.Context, conn *net.UnixConn) error {
-	conn.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
 	caller, err := kernel.PeerOf(conn)
 	if err != nil {
 		return err
@@ -133,7 +133,7 @@ func sendStreams(path string, token []byte, files [3]*os.File) error {
 		return fmt.Errorf("handing over the standard streams: %w", err)
 	}
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
 	oob := unix.UnixRights(int(files[0].Fd()), int(files[1].Fd()), int(files[2].Fd()))
 	if _, _, err := conn.WriteMsgUnix(token, oob, nil); err != nil {
 		return fmt.Errorf("handing over the standard streams: %w", err)

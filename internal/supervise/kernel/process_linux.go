@@ -166,3 +166,12 @@ func AdoptOrphans() error {
 	}
 	return nil
 }
+
+// NeverGainPrivileges takes from the calling thread, and from all that it starts from now on and for good, what
+// set-uid and set-gid programs and file capabilities give. The caller must have locked itself to its thread.
+func NeverGainPrivileges() error {
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("giving up what set-uid programs give: %w", err)
+	}
+	return nil
+}
