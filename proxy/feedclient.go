@@ -52,22 +52,24 @@ func RunFeed(ctx context.Context, cfg FeedConfig) error {
 	tlsCfg := tlsconfig.MTLSClientConfig(cfg.SVID, cfg.Bundles, tlsconfig.AuthorizeID(cfg.Broker))
 	tlsCfg.MinVersion = tls.VersionTLS13
 	wait := minRedial
-	for ctx.Err() == nil {
+	for {
 		applied, broken := syncOnce(ctx, cfg, tlsCfg)
-		if ctx.Err() != nil {
-			break
-		}
 		if applied {
 			wait = minRedial
 		}
-		cfg.Logger.WarnContext(ctx, "the feed from the broker broke off", "error", broken, "again_in", wait)
 		select {
 		case <-ctx.Done():
+			return nil
+		default:
+			cfg.Logger.WarnContext(ctx, "the feed from the broker broke off", "error", broken, "again_in", wait)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
 		case <-time.After(wait/2 + rand.N(wait/2+1)):
 		}
 		wait = min(2*wait, maxRedial)
 	}
-	return nil
 }
 
 // syncOnce connects, opens one stream and applies what comes until it breaks. It reports whether anything

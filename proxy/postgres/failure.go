@@ -21,7 +21,7 @@ func (s *session) failure(ctx context.Context, e *entry, body []byte) error {
 	if e.refusal != nil {
 		e.refusal.write(s.out)
 		s.q.fail()
-		return nil
+		return nil //nolint:nilerr // the target's error made room for ours
 	}
 	r := e.run
 	if e.step == stepQuery {

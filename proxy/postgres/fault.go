@@ -40,10 +40,6 @@ func protocolError(format string, args ...any) *fault {
 	return &fault{code: codeProtocol, message: fmt.Sprintf(format, args...), fatal: true}
 }
 
-func unsupported(what, hint string) *fault {
-	return &fault{code: codeUnsupported, message: what, hint: hint}
-}
-
 // asFault finds the fault in err. Other errors aren't for the agent's eyes.
 func asFault(err error) (*fault, bool) {
 	var f *fault

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"strings"
 
 	"github.com/deputymesh/deputy/internal/sqlparse"
@@ -119,7 +120,8 @@ func (s *session) usePasses(ctx context.Context, runs []*run) error {
 // passFault is a pass that failed after the decision: the log is down or the session over.
 func passFault(err error) error {
 	f := &fault{code: codeInternal, message: "refused: " + err.Error(), fatal: true}
-	if r, ok := err.(*proxy.Refusal); ok {
+	var r *proxy.Refusal
+	if errors.As(err, &r) {
 		f = refusalFault(r)
 		f.fatal = true
 	}
