@@ -288,8 +288,8 @@ func runHelper(ctx context.Context, config string, session kernel.Process, repor
 			return fmt.Errorf("reading the identity provider's CA: %w", err)
 		}
 	}
-	if err := os.MkdirAll(cfg.RuntimeDir, 0o711); err != nil {
-		return fmt.Errorf("making the runtime folder: %w", err)
+	if err := supervise.PrepareRuntimeDir(cfg.RuntimeDir, false); err != nil {
+		return err
 	}
 	watched := make(chan struct{})
 	go func() {

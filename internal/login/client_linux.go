@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"google.golang.org/grpc"
@@ -28,6 +30,9 @@ func SocketFor(runtimeDir string, session kernel.Process) string {
 
 // Dial finds the helper of the nearest login session that this process descends from.
 func Dial(ctx context.Context, runtimeDir string) (*grpc.ClientConn, sessionv1.SessionClient, error) {
+	if err := ownFolder(runtimeDir); err != nil {
+		return nil, nil, err
+	}
 	at, err := kernel.Self()
 	if err != nil {
 		return nil, nil, err
@@ -48,6 +53,25 @@ func Dial(ctx context.Context, runtimeDir string) (*grpc.ClientConn, sessionv1.S
 		}
 	}
 	return nil, nil, ErrNotSignedIn
+}
+
+// ownFolder refuses a runtime folder that somebody else made, or can write to: what serves there could be
+// anybody. One that isn't there has no helper.
+func ownFolder(dir string) error {
+	st, err := os.Lstat(dir)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+		return ErrNotSignedIn
+	}
+	if err != nil {
+		return fmt.Errorf("looking at the runtime folder: %w", err)
+	}
+	if !st.IsDir() || st.Mode().Perm()&0o022 != 0 {
+		return fmt.Errorf("runtime folder %s: it must be a folder that nobody else can write to", dir)
+	}
+	if owner := st.Sys().(*syscall.Stat_t).Uid; int(owner) != os.Geteuid() {
+		return fmt.Errorf("%w: the runtime folder %s is uid %d's", ErrNotSignedIn, dir, owner)
+	}
+	return nil
 }
 
 func dial(ctx context.Context, socket string) (*grpc.ClientConn, sessionv1.SessionClient, error) {

@@ -169,3 +169,40 @@ func TestRunNeedsASignIn(t *testing.T) {
 		t.Errorf("%q", said)
 	}
 }
+
+// Below /tmp anybody can make the runtime folder first: a sign-in must not be asked of whoever did.
+func TestARuntimeFolderOfSomebodyElsesIsRefused(t *testing.T) {
+	mesh(t)
+	config := filepath.Join(t.TempDir(), "agent.yaml")
+	dir := filepath.Join(shared(t), "r")
+	text := read(t, world.config)
+	text = regexp.MustCompile(`(?m)^runtime_dir: .*$`).ReplaceAllString(text, "runtime_dir: "+dir)
+	for _, p := range []string{"web-ca.pem", "idp-ca.pem"} {
+		text = strings.ReplaceAll(text, p, filepath.Join(filepath.Dir(world.config), p))
+	}
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	args := signIn()
+	args[3] = config
+	for _, a := range [][]string{args, {world.deputy, "run", "--config", config, "--as", "planner", "--no-isolate", "--", "echo", "ran"}} {
+		if r := exec(t, a); r.Code == 0 || strings.Contains(r.Stdout, "ran") || !strings.Contains(r.Stderr, "nobody else can write to") {
+			t.Errorf("%s", r)
+		}
+	}
+	if os.Geteuid() == 0 {
+		os.Chmod(dir, 0o755)
+		os.Chown(dir, 65534, 65534)
+		for _, a := range [][]string{args, {world.deputy, "whoami", "--config", config}} {
+			if r := exec(t, a); r.Code == 0 || !strings.Contains(r.Stderr, "nobody is signed in") && !strings.Contains(r.Stderr, "a folder of uid 0") {
+				t.Errorf("%s", r)
+			}
+		}
+	}
+}
