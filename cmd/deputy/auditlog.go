@@ -28,6 +28,38 @@ type auditConfig struct {
 	OldKeys []string `yaml:"old_keys,omitempty"`
 	// SegmentBytes is the size of one file of the log, taken from the disk when it is made; 16 MiB if empty.
 	SegmentBytes int64 `yaml:"segment_bytes,omitempty"`
+	// Quota bounds what one task may write; what is left out has its default.
+	Quota *auditQuotaConfig `yaml:"quota,omitempty"`
+	// Seen is a file with a checkpoint that the log must still contain, such as `deputy audit verify --save` writes:
+	// a log that was put back to an earlier state doesn't start.
+	Seen string `yaml:"seen,omitempty"`
+}
+
+// auditQuotaConfig holds rates; a burst may be ten times a second's worth.
+type auditQuotaConfig struct {
+	RecordsPerSecond int `yaml:"records_per_second,omitempty"`
+	BytesPerSecond   int `yaml:"bytes_per_second,omitempty"`
+}
+
+const (
+	quotaBurst = 10
+	// minQuotaBytes lets the largest record through.
+	minQuotaBytes = 1 << 20
+)
+
+// budget is the quota with its defaults filled in.
+func (q *auditQuotaConfig) budget() *audit.QuotaConfig {
+	if q == nil {
+		return nil
+	}
+	b := audit.DefaultQuota()
+	if q.RecordsPerSecond > 0 {
+		b.RecordsPerSecond, b.RecordBurst = float64(q.RecordsPerSecond), quotaBurst*q.RecordsPerSecond
+	}
+	if q.BytesPerSecond > 0 {
+		b.BytesPerSecond, b.ByteBurst = float64(q.BytesPerSecond), quotaBurst*q.BytesPerSecond
+	}
+	return &b
 }
 
 func (c auditConfig) check() error {
@@ -39,6 +71,9 @@ func (c auditConfig) check() error {
 	}
 	if c.SegmentBytes != 0 && (c.SegmentBytes < minSegmentBytes || c.SegmentBytes > maxSegmentBytes || c.SegmentBytes%segmentStep != 0) {
 		return fieldError("$.audit.segment_bytes", "a multiple of %d from %d to %d is expected, such as 16777216", segmentStep, minSegmentBytes, maxSegmentBytes)
+	}
+	if q := c.Quota; q != nil && (q.RecordsPerSecond < 0 || q.BytesPerSecond < 0 || q.BytesPerSecond > 0 && q.BytesPerSecond < minQuotaBytes) {
+		return fieldError("$.audit.quota", "records_per_second above 0 and bytes_per_second of at least %d are expected", minQuotaBytes)
 	}
 	return nil
 }
@@ -66,9 +101,15 @@ func openAudit(c auditConfig, config string, role spiffeid.ID, dev bool) (*audit
 	if err != nil {
 		return nil, err
 	}
+	var seen []byte
+	if c.Seen != "" {
+		if seen, err = os.ReadFile(beside(config, c.Seen)); err != nil {
+			return nil, fmt.Errorf("reading the checkpoint that the log must contain: %w", err)
+		}
+	}
 	log, err := audit.Open(audit.Config{
 		Dir: beside(config, c.Dir), Source: role.String(), Dev: dev, Key: key, OldKeys: c.OldKeys,
-		HashKey: hashKey, Logger: slog.Default(), SegmentSize: c.SegmentBytes,
+		HashKey: hashKey, Logger: slog.Default(), SegmentSize: c.SegmentBytes, Quota: c.Quota.budget(), Seen: seen,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("opening the audit log: %w", err)
