@@ -68,7 +68,7 @@ func Exec(t testing.TB, c Command) Result {
 func Begin(t testing.TB, c Command) *Live {
 	t.Helper()
 	cmd := exec.Command(c.Args[0], c.Args[1:]...)
-	cmd.Env = append(os.Environ(), c.Env...)
+	cmd.Env = append(append(os.Environ(), raceOptions), c.Env...)
 	l := &Live{t: t, args: c.Args, cmd: cmd, done: make(chan struct{}), began: time.Now(),
 		stdout: &logBuffer{wake: make(chan struct{})}, stderr: &logBuffer{wake: make(chan struct{})}}
 	var copied sync.WaitGroup

@@ -15,6 +15,9 @@ import (
 // patience is how long the harness waits for something that should take well under a second.
 const patience = 60 * time.Second
 
+// raceOptions keep the race detector from sleeping for a second when a program ends.
+const raceOptions = "GORACE=atexit_sleep_ms=10"
+
 // readyWord is what every role says when it serves.
 const readyWord = "ready"
 
@@ -25,7 +28,6 @@ type Process struct {
 	uid  uint32
 	caps []uintptr // ambient capabilities, where the test is root
 	args []string
-	env  []string
 
 	mu   sync.Mutex
 	cmd  *exec.Cmd
@@ -68,7 +70,7 @@ func Isolated() bool { return os.Geteuid() == 0 }
 func (p *Process) start(ready string) {
 	p.t.Helper()
 	cmd := exec.Command(p.args[0], p.args[1:]...)
-	cmd.Env = append(os.Environ(), p.env...)
+	cmd.Env = append(os.Environ(), raceOptions)
 	log := &logBuffer{wake: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = log, log
 	// A killed test leaves no server behind.
