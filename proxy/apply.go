@@ -110,10 +110,8 @@ func (s *State) freshen(u feed.Update) {
 
 func (s *State) revoke(u feed.Update) int {
 	s.mu.Lock()
-	known := s.revoked
-	if u.Kind == feed.Snapshot {
-		s.revoked = make(map[feed.Match]time.Time, len(u.Revocations)+len(u.Ended))
-	}
+	// A snapshot takes nothing back: what was once revoked stays so until its time is over (forget), whatever a
+	// broker leaves out later.
 	type change struct {
 		revocation feed.Revocation
 		ended      int
@@ -121,8 +119,8 @@ func (s *State) revoke(u feed.Update) int {
 	var changes []change
 	ended := 0
 	for _, r := range u.Revocations {
-		_, old := known[r.Of]
-		if until, ok := s.revoked[r.Of]; !ok || r.ExpiresAt.After(until) {
+		until, old := s.revoked[r.Of]
+		if !old || r.ExpiresAt.After(until) {
 			s.revoked[r.Of] = r.ExpiresAt
 		}
 		n := s.end(r.Of)

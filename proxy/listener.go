@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -36,6 +37,7 @@ const (
 	renewalTimeout = 10 * time.Second
 	maxHeaderBytes = 16 << 10
 	maxRenewals    = 64 // at once
+	maxOwnRenewals = 4  // at once, of one agent
 )
 
 // NewRenewalServer serves, over mTLS only,
@@ -46,7 +48,7 @@ const (
 // Errors are JSON: {"class", "reason", "record"}. The caller gives it a TLS listener made with
 // [ServerTLS] and shuts it down.
 func NewRenewalServer(c *Core) *http.Server {
-	h := &renewal{core: c, slots: make(chan struct{}, maxRenewals)}
+	h := &renewal{core: c, slots: make(chan struct{}, maxRenewals), own: map[string]int{}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /sessions/{id}/credential", h.renew)
 	mux.HandleFunc("GET /ready", h.ready)
@@ -59,18 +61,31 @@ func NewRenewalServer(c *Core) *http.Server {
 type renewal struct {
 	core  *Core
 	slots chan struct{}
+
+	mu  sync.Mutex     // guards own
+	own map[string]int // renewals under way, by agent
+}
+
+// enter counts a renewal of an agent, so that none takes the places of all others.
+func (h *renewal) enter(agent string) (leave func(), ok bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.own[agent] >= maxOwnRenewals {
+		return nil, false
+	}
+	h.own[agent]++
+	return func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if h.own[agent]--; h.own[agent] <= 0 {
+			delete(h.own, agent)
+		}
+	}, true
 }
 
 func (h *renewal) renew(w http.ResponseWriter, r *http.Request) {
 	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
 		answer(w, http.StatusForbidden, &Refusal{Class: "tls", Reason: "a client certificate is needed"})
-		return
-	}
-	select {
-	case h.slots <- struct{}{}:
-		defer func() { <-h.slots }()
-	default:
-		answer(w, http.StatusServiceUnavailable, &Refusal{Class: ClassQuota, Reason: "too many renewals at once; try again"})
 		return
 	}
 	peer := Peer{Certificates: r.TLS.PeerCertificates, Address: r.RemoteAddr, TLS: tls.VersionName(r.TLS.Version) + " " + tls.CipherSuiteName(r.TLS.CipherSuite)}
@@ -80,9 +95,24 @@ func (h *renewal) renew(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusNotFound, &Refusal{Class: ClassRenewal, Reason: "this agent has no such session here"})
 		return
 	}
+	busy := &Refusal{Class: ClassQuota, Reason: "too many renewals at once; try again"}
+	leave, ok := h.enter(peerID(peer))
+	if !ok {
+		answer(w, http.StatusServiceUnavailable, busy)
+		return
+	}
+	defer leave()
+	// Read first: whoever sends slowly holds up nobody.
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, actor.MaxSize))
 	if err != nil {
 		answer(w, http.StatusRequestEntityTooLarge, &Refusal{Class: string(actor.ClassSize), Reason: "the credential is too large or incomplete"})
+		return
+	}
+	select {
+	case h.slots <- struct{}{}:
+		defer func() { <-h.slots }()
+	default:
+		answer(w, http.StatusServiceUnavailable, busy)
 		return
 	}
 	if err := s.Renew(r.Context(), peer, string(body)); err != nil {
