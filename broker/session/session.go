@@ -8,6 +8,7 @@ package session
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/deputymesh/deputy/actor"
 	"github.com/deputymesh/deputy/broker/state"
+	"github.com/deputymesh/deputy/internal/strictjson"
 )
 
 // Class says which rule refused.
@@ -74,6 +76,11 @@ func (r Rules) NewBare(s *actor.Subject, roles []string, now time.Time) (state.S
 	if err := s.RequireFresh(now); err != nil {
 		return state.Session{}, err
 	}
+	if isThumbprint(s.Identity.Nonce) {
+		// The user signs a grant for each agent of such a sign-in. An agent that holds one carries the ID token as
+		// well, and must not trade the narrow grant for the whole of what configuration gives.
+		return state.Session{}, refuse(ClassPermission, "this sign-in is bound to a login key; it opens sessions with the user's grant only")
+	}
 	if agent.Depth() != 1 {
 		return state.Session{}, refuse(ClassPermission, "%s is not of the first level, and may not begin a chain", agent)
 	}
@@ -85,6 +92,13 @@ func (r Rules) NewBare(s *actor.Subject, roles []string, now time.Time) (state.S
 		Txn: actor.NewHexID(), SID: s.SID, RootHash: s.RootHash, User: s.User, FirstAgent: agent, Cap: p.Cap,
 		AuthTime: s.AuthTime, ACR: s.ACR, Opened: now.Truncate(time.Microsecond), Ends: s.AuthTime.Add(r.Max),
 	}, nil
+}
+
+// isThumbprint says whether a nonce is a SHA-256 in base64url, as `deputy login` sends. An application that hands over ID
+// tokens alone chooses its nonces otherwise.
+func isThumbprint(nonce string) bool {
+	b, err := strictjson.DecodeBase64URL(nonce)
+	return err == nil && len(b) == sha256.Size
 }
 
 func (r Rules) permission(agent actor.AgentID, user actor.SubjectID, roles []string) (Permission, bool) {
