@@ -106,8 +106,11 @@ func sleeper(t *testing.T, m *testmesh.Mesh, who *testmesh.Session, then string)
 	for _, r := range m.Records(t, "proxy") {
 		seen[r.ID] = sleeps(r)
 	}
-	live := testmesh.Begin(t, who.Agents(t, testmesh.Nested, "sh", "-c",
-		`PATH=`+dirOf(m.PG.Bin("psql"))+`:$PATH; psql -XAt -v VERBOSITY=verbose -c "SELECT pg_sleep(300)"`+then))
+	script := `psql -XAt -v VERBOSITY=verbose -c "SELECT pg_sleep(300)"`
+	if then == "" {
+		script = "exec " + script // signals are for psql
+	}
+	live := testmesh.Begin(t, who.Agents(t, testmesh.Nested, "sh", "-c", `PATH=`+dirOf(m.PG.Bin("psql"))+`:$PATH; `+script+then))
 	rec := m.AwaitRecord(t, "proxy", "the decision about the statement", func(r *audit.Record) bool { return sleeps(r) && !seen[r.ID] })
 	awaitValue(t, m, "select count(*) from pg_stat_activity where state = 'active' and query like '%pg_sleep%' and usename = 'shop_app'", "1")
 	return live, rec.Chain

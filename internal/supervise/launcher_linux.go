@@ -189,7 +189,7 @@ func (l *launcher) run(ctx context.Context, id actor.AgentID, uid, gid uint32, r
 	}
 	cmd := &exec.Cmd{
 		// Not the path: the agent's uid may not be able to walk there.
-		Path: "/proc/self/exe", Args: []string{"deputy", SupervisorArgument}, Dir: "/", Env: []string{},
+		Path: "/proc/self/exe", Args: []string{"deputy", SupervisorArgument}, Dir: "/", Env: supervisorEnvironment(),
 		Stdin: files[0], Stdout: files[1], Stderr: files[2], ExtraFiles: []*os.File{far, files[3]}, SysProcAttr: attr,
 	}
 	started := make(chan error)

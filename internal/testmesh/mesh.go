@@ -90,6 +90,9 @@ func Start(t testing.TB, options ...Option) *Mesh {
 		t.Fatal(err)
 	}
 	m.Root, m.Dir = root, filepath.Join(root, "mesh")
+	if err := os.Mkdir(m.runtimeDirs(), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	m.Provider = "https://127.0.0.1:" + strconv.Itoa(m.base+11)
 	m.startDatabase()
 	m.init(s)
@@ -120,6 +123,9 @@ func (m *Mesh) role(name string, uid uint32) *Process {
 	m.t.Cleanup(p.checkRaces)
 	return p
 }
+
+// runtimeDirs holds the runtime folders of the sessions.
+func (m *Mesh) runtimeDirs() string { return filepath.Join(m.Root, "r") }
 
 // Config is the path of a role's configuration.
 func (m *Mesh) Config(role string) string {

@@ -40,7 +40,7 @@ func (m *Mesh) Session(t testing.TB) *Session {
 		t.Fatal(err)
 	}
 	s := &Session{m: m, t: t, Config: filepath.Join(m.Dir, "agent", fmt.Sprintf("agent-%d.yaml", n))}
-	config := fmt.Sprintf("%sruntime_dir: %s\n", raw, filepath.Join(m.Root, "r", fmt.Sprint(n)))
+	config := fmt.Sprintf("%sruntime_dir: %s\n", raw, filepath.Join(m.runtimeDirs(), fmt.Sprint(n)))
 	if err := os.WriteFile(s.Config, []byte(config), 0o644); err != nil {
 		t.Fatal(err)
 	}
