@@ -96,7 +96,7 @@ func (s *Server) revive(r Record, known map[actor.AgentID]*agent) (*agent, error
 		a.root = a.parent.root
 		a.parent.children[a] = struct{}{}
 	} else {
-		a.root, a.spawns = a, rate.NewLimiter(rate.Limit(s.limits.SpawnRate), s.limits.SpawnBurst)
+		a.root, a.spawns = a, s.limits.newPace()
 		s.firsts[a.registrant]++
 	}
 	a.root.size++

@@ -53,12 +53,14 @@ func (r UIDRange) Contains(uid uint32) bool { return !r.IsZero() && r.First <= u
 
 // Limits bound what agents may start. Zero values mean the defaults.
 type Limits struct {
-	Depth      int     // levels of agents, 5
-	Children   int     // live children per agent, 64
-	Subtree    int     // live agents below and including one first-level agent, 256
-	FirstLevel int     // live first-level agents per uid, 256
-	SpawnRate  float64 // registrations per second and subtree (and per uid outside), 10
-	SpawnBurst int     // 32
+	Depth      int // levels of agents, 5
+	Children   int // live children per agent, 64
+	Subtree    int // live agents below and including one first-level agent, 256
+	FirstLevel int // live first-level agents per uid, 256
+	// Registrations per second and subtree (and per uid outside), 10, with bursts of 32. In the long run a tenth of it:
+	// everybody remembers each agent for hours, so none may come and go fast for ever.
+	SpawnRate  float64
+	SpawnBurst int
 }
 
 // WithDefaults fills what is zero.
@@ -131,7 +133,7 @@ type Server struct {
 	uids     map[uint32]*agent          // claimed uids of live agents
 	lastUID  uint32                     // where the search for the next free uid begins
 	firsts   map[uint32]int             // live first-level agents per uid
-	rates    map[uint32]*rate.Limiter   // registrations from outside, per uid
+	rates    map[uint32]*pace           // registrations from outside, per uid
 	budgets  map[uint32]*rate.Limiter   // records of refusals, per uid
 	keys     map[[32]byte]*agent        // current keys of live agents
 	removals uint64                     // rises when a mark is taken away: a place found before may be wrong
@@ -189,7 +191,7 @@ func New(cfg Config) (*Server, error) {
 		uids:    map[uint32]*agent{},
 		lastUID: last,
 		firsts:  map[uint32]int{},
-		rates:   map[uint32]*rate.Limiter{},
+		rates:   map[uint32]*pace{},
 		budgets: map[uint32]*rate.Limiter{},
 		keys:    map[[32]byte]*agent{},
 	}

@@ -53,8 +53,8 @@ type agent struct {
 	state    state
 	reason   string // of the end
 	children map[*agent]struct{}
-	size     int           // of the subtree, on roots only
-	spawns   *rate.Limiter // of the subtree, on roots only
+	size     int   // of the subtree, on roots only
+	spawns   *pace // of the subtree, on roots only
 	renewals *rate.Limiter
 	timer    *time.Timer
 	hash     ticketHash
@@ -107,6 +107,18 @@ func clip(s string) string {
 	return s
 }
 
+// pace bounds registrations: many at once, fewer for long.
+type pace struct{ burst, steady *rate.Limiter }
+
+func (l Limits) newPace() *pace {
+	return &pace{
+		burst:  rate.NewLimiter(rate.Limit(l.SpawnRate), l.SpawnBurst),
+		steady: rate.NewLimiter(rate.Limit(l.SpawnRate/10), max(l.SpawnBurst, int(100*l.SpawnRate))),
+	}
+}
+
+func (p *pace) allow(now time.Time) bool { return p.burst.AllowN(now, 1) && p.steady.AllowN(now, 1) }
+
 // admit puts a new agent into the tree if the limits allow it. The caller holds s.mu.
 func (s *Server) admit(a *agent) error {
 	limited := func(format string, args ...any) error {
@@ -119,10 +131,13 @@ func (s *Server) admit(a *agent) error {
 		if n := s.firsts[a.registrant]; n >= s.limits.FirstLevel {
 			return limited("uid %d has %d live first-level agents, which is the limit", a.registrant, n)
 		}
-		if !limiterOf(s.rates, a.registrant, s.limits.SpawnRate, s.limits.SpawnBurst).Allow() {
+		if s.rates[a.registrant] == nil {
+			s.rates[a.registrant] = s.limits.newPace()
+		}
+		if !s.rates[a.registrant].allow(time.Now()) {
 			return limited("uid %d starts agents too fast; wait a moment", a.registrant)
 		}
-		a.root, a.spawns = a, rate.NewLimiter(rate.Limit(s.limits.SpawnRate), s.limits.SpawnBurst)
+		a.root, a.spawns = a, s.limits.newPace()
 		s.firsts[a.registrant]++
 	} else {
 		if n := len(a.parent.children); n >= s.limits.Children {
@@ -131,7 +146,7 @@ func (s *Server) admit(a *agent) error {
 		if a.root.size >= s.limits.Subtree {
 			return limited("the tree below %s has %d live agents, which is the limit", a.root.id, a.root.size)
 		}
-		if !a.root.spawns.Allow() {
+		if !a.root.spawns.allow(time.Now()) {
 			return limited("the tree below %s starts agents too fast; wait a moment", a.root.id)
 		}
 		a.parent.children[a] = struct{}{}
