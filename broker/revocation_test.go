@@ -234,6 +234,45 @@ func TestAnAgentGivesUpItsOwn(t *testing.T) {
 	}
 }
 
+// Each revocation goes to every proxy and stays for hours, and the grant needs no signature. An agent that starts many others
+// must not fill the feed with theirs.
+func TestGivingUpIsCountedForTheWholeTree(t *testing.T) {
+	m := newMesh(t)
+	planner := m.agent("planner")
+	give := func(as *x509svid.SVID) int {
+		now := m.clock.now()
+		child := m.child(as, "helper")
+		grant, err := actor.SignGrant(as.PrivateKey, as.Certificates, actor.Grant{
+			Issuer: agentID(t, as), Delegate: agentID(t, child), Mesh: meshURL, Subject: actor.SubjectID{Issuer: m.idp.URL, Subject: "x"},
+			Txn: actor.NewHexID(), Previous: actor.Hash("x"), Cap: m.cap("select"), Left: 0, IssuedAt: now, Expires: now.Add(time.Minute), ID: actor.NewHexID(),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := m.client(as).Post("https://"+m.meshAddr+"/revoke", "application/x-www-form-urlencoded", strings.NewReader("token="+grant))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		return resp.StatusCode
+	}
+	taken := 0
+	for range 10 {
+		child := m.child(planner, "worker")
+		for range 5 {
+			if give(child) == http.StatusOK {
+				taken++
+			}
+		}
+	}
+	if taken > 25 || taken != len(events[*audit.Revoked](m)) {
+		t.Errorf("%d of 50 were taken, %d recorded", taken, len(events[*audit.Revoked](m)))
+	}
+	if got := give(m.agent("planner")); got != http.StatusOK {
+		t.Errorf("another tree: HTTP %d", got)
+	}
+}
+
 // With a log that takes nothing there is no token, and the error says that there is no record.
 func TestNoTokenWithoutEvidence(t *testing.T) {
 	m := newMesh(t)

@@ -254,3 +254,54 @@ func TestSweepForgetsWhatIsOver(t *testing.T) {
 		t.Error("it is still in memory")
 	}
 }
+
+// A tree of many agents that has ended is one line for a proxy.
+func TestASnapshotNamesTheHighestEndedAgentsOnly(t *testing.T) {
+	s, _ := open(t)
+	root := storetest.Session(t, time.Now()).FirstAgent
+	var below []actor.AgentID
+	end := func(a actor.AgentID) {
+		t.Helper()
+		if _, err := s.EndAgent(t.Context(), state.EndedAgent{EndedAgent: feed.EndedAgent{ID: a.String(), EndedAt: time.Now()}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ended := func() []string {
+		t.Helper()
+		snapshot, sub, err := s.Subscribe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		sub.Close()
+		var out []string
+		for _, e := range snapshot.Ended {
+			out = append(out, e.ID)
+		}
+		return out
+	}
+	for range 5 {
+		child, err := root.Child("worker", actor.NewHexID())
+		if err != nil {
+			t.Fatal(err)
+		}
+		deeper, err := child.Child("helper", actor.NewHexID())
+		if err != nil {
+			t.Fatal(err)
+		}
+		below = append(below, child, deeper)
+		end(child)
+		end(deeper)
+	}
+	if got := ended(); len(got) != 5 {
+		t.Errorf("five workers ended, the snapshot names %v", got)
+	}
+	end(root)
+	if diff := cmp.Diff([]string{root.String()}, ended()); diff != "" {
+		t.Error(diff)
+	}
+	for _, a := range below {
+		if err := s.Check([]actor.RevocationKey{{Kind: actor.RevokeActor, Value: a.String()}}); !revoked(err) {
+			t.Errorf("%s: %v", a, err)
+		}
+	}
+}

@@ -3,6 +3,9 @@ package state
 import (
 	"fmt"
 
+	"github.com/hashicorp/go-memdb"
+
+	"github.com/deputymesh/deputy/actor"
 	"github.com/deputymesh/deputy/internal/feed"
 )
 
@@ -42,7 +45,14 @@ func (s *State) Subscribe() (feed.Update, *Subscription, error) {
 		return feed.Update{}, nil, fmt.Errorf("listing ended agents: %w", err)
 	}
 	for row := it.Next(); row != nil; row = it.Next() {
-		all.Ended = append(all.Ended, row.(*EndedAgent).EndedAgent)
+		e := row.(*EndedAgent).EndedAgent
+		above, err := endedAbove(txn, e.ID)
+		if err != nil {
+			return feed.Update{}, nil, err
+		}
+		if !above {
+			all.Ended = append(all.Ended, e)
+		}
 	}
 	if p := s.Policy(); p != nil {
 		all.PolicySet = p.Signed
@@ -51,6 +61,25 @@ func (s *State) Subscribe() (feed.Update, *Subscription, error) {
 	sub := &Subscription{Updates: c, updates: c, state: s}
 	s.subscribers[sub] = struct{}{}
 	return all, sub, nil
+}
+
+// endedAbove says whether an agent above one has ended too, whose end covers it: a chain is asked for by every agent in
+// it and above. So trees of many agents don't fill the snapshot.
+func endedAbove(txn *memdb.Txn, id string) (bool, error) {
+	a, err := actor.AgentIDFromString(id)
+	if err != nil {
+		return false, nil //nolint:nilerr // it can't be, and then it stands by itself
+	}
+	for up, ok := a.Parent(); ok; up, ok = up.Parent() {
+		row, err := txn.First(tableEnded, byID, up.String())
+		if err != nil {
+			return false, fmt.Errorf("looking for ended agents: %w", err)
+		}
+		if row != nil {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // Close ends the subscription.

@@ -23,8 +23,8 @@ import (
 	"github.com/deputymesh/deputy/internal/target"
 )
 
-// Limits per agent, in exchanges and revocations per second. An agent needs one exchange per target
-// every few minutes.
+// Limits in exchanges per second and agent, and in revocations per second and tree of agents. An agent needs one
+// exchange per target every few minutes.
 const (
 	exchangeRate  = 10
 	exchangeBurst = 40

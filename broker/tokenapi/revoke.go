@@ -19,7 +19,7 @@ import (
 func (a *API) revoke(w http.ResponseWriter, r *http.Request) {
 	ctx := r.Context()
 	agent, err := a.peer(r)
-	if err == nil && !a.revokes.Allow(agent.String(), a.cfg.Now()) {
+	if err == nil && !a.revokes.Allow(firstOf(agent).String(), a.cfg.Now()) {
 		w.Header().Set("Retry-After", "5")
 		err = &refusal{status: http.StatusTooManyRequests, code: codeUnavailable, class: "rate", reason: "too many revocations"}
 	}
@@ -46,6 +46,15 @@ func (a *API) revoke(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(http.StatusOK)
+}
+
+// firstOf is the agent of the first level above an agent. Revocations are counted by it: an agent starts as many others as
+// it likes, and each of their revocations goes to every proxy and is remembered for as long as an SVID lives.
+func firstOf(a actor.AgentID) actor.AgentID {
+	for up, ok := a.Parent(); ok; up, ok = up.Parent() {
+		a = up
+	}
+	return a
 }
 
 // ownStatement says what may be revoked by agent, and how long the revocation must be remembered. end is
