@@ -20,8 +20,8 @@ var (
 	ErrGap = errors.New("the broker's feed left something out")
 )
 
-// keepEnded is how long the end of an agent is remembered: longer than anything it was granted can live.
-const keepEnded = 48 * time.Hour
+// keepEnded is how long the end of an agent is remembered: longer than any SVID lives, as the broker does.
+const keepEnded = 4 * time.Hour
 
 // Apply takes one update of the feed and returns how many live sessions it ended. What is wrong with a
 // key or a policy set is reported and left out; an error means that the update as a whole can't be

@@ -30,8 +30,9 @@ import (
 
 // Bounds of an SVID's life. Certificates count whole seconds, so anything shorter than the minimum is noise.
 const (
-	MinTTL     = 2 * time.Second
-	MaxTTL     = 24 * time.Hour
+	MinTTL = 2 * time.Second
+	// MaxTTL is less than broker and proxies remember an agent's end, so that no key outlives that.
+	MaxTTL     = 3 * time.Hour
 	DefaultTTL = time.Hour
 )
 
