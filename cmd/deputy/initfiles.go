@@ -24,7 +24,7 @@ const (
 	caLife        = 10 * 365 * 24 * time.Hour
 	webLife       = 365 * 24 * time.Hour
 	tokenKeyLife  = 90 * 24 * time.Hour
-	firstSVIDLife = 24 * time.Hour
+	firstSVIDLife = ca.MaxTTL
 )
 
 // write makes every folder and file of the plan, then hands each folder to the uid that runs its role.
