@@ -143,8 +143,9 @@ type Column struct {
 	// Star is u.*, * or NATURAL JOIN: every column of what From names.
 	Star bool `json:"star,omitempty"`
 	// Row says that the last name of Path is also that of something in FROM: the whole row may be
-	// meant.
-	Row bool `json:"row,omitempty"`
+	// meant. RowOf indexes the relations whose rows that are, several for the alias of a join.
+	Row   bool  `json:"row,omitempty"`
+	RowOf []int `json:"row_of,omitempty"`
 	// Excluded says that it is excluded.x of ON CONFLICT: the row that the statement itself brings.
 	Excluded bool `json:"excluded,omitempty"`
 	// From indexes Statement.Relations: those that the reference can mean. An unqualified one lists

@@ -186,6 +186,9 @@ func columnTexts(s *sqlparse.Statement) []string {
 		}
 		if c.Row {
 			t += " row"
+			for _, i := range c.RowOf {
+				t += fmt.Sprintf("<%d", i)
+			}
 		}
 		if c.Derived {
 			t += " derived"

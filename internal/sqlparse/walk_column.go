@@ -40,18 +40,19 @@ func (w *walker) columnRef(ref *pg.ColumnRef, sc *scope, use Use) int {
 // unqualified resolves a bare name: a column of anything in scope, at any level, or a whole row.
 func (w *walker) unqualified(c *Column, sc *scope) {
 	c.From, c.Derived = sc.seen()
-	for name := c.Name(); sc != nil && !c.Row; sc = sc.parent {
+	for name := c.Name(); sc != nil; sc = sc.parent {
 		for _, it := range sc.items {
 			if it.name == name && !it.excluded {
 				c.Row = true
-				break
+				c.RowOf = appendNew(c.RowOf, it.rels)
 			}
 		}
 	}
 }
 
-// qualified resolves a reference by its qualifier: the innermost level that has it decides. One that
-// nothing has is an error at the server; it counts as any column.
+// qualified resolves a reference by its qualifier: the innermost level that surely has it decides.
+// With a schema only relations without alias can be meant; one that was found through the
+// search_path may be in that schema or not. What nothing surely has counts as any column.
 func (w *walker) qualified(c *Column, qualifier []string, sc *scope) {
 	name, schema := qualifier[len(qualifier)-1], ""
 	if len(qualifier) > 1 {
@@ -60,11 +61,11 @@ func (w *walker) qualified(c *Column, qualifier []string, sc *scope) {
 	for level := sc; level != nil; level = level.parent {
 		found, excluded := false, true
 		for _, it := range level.items {
-			// An item without a schema was found through the search_path: it may be in that schema.
-			if it.name != name || schema != "" && it.schema != "" && it.schema != schema {
+			if it.name != name || schema != "" && (!it.bare || it.schema != "" && it.schema != schema) {
 				continue
 			}
-			found, excluded = true, excluded && it.excluded
+			found = found || it.schema == schema || schema == ""
+			excluded = excluded && it.excluded
 			c.From = appendNew(c.From, it.rels)
 			c.Derived = c.Derived || it.derived
 		}
@@ -73,8 +74,10 @@ func (w *walker) qualified(c *Column, qualifier []string, sc *scope) {
 			return
 		}
 	}
-	c.From, _ = sc.seen()
-	c.Derived = true
+	if len(c.From) == 0 {
+		c.From, _ = sc.seen()
+		c.Derived = true
+	}
 }
 
 func itemsRefs(items []item) (from []int, derived bool) {

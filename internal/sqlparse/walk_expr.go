@@ -31,6 +31,11 @@ func (w *walker) expr(n *pg.Node, sc *scope, use Use) {
 		w.indirection(v.AIndirection, sc, use)
 	case *pg.Node_List:
 		w.exprs(v.List.Items, sc, use)
+	case *pg.Node_CaseExpr:
+		if v.CaseExpr.Arg != nil { // CASE x WHEN y compares
+			w.operators[Name{Name: "="}] = true
+		}
+		w.node(n, sc, use)
 	case *pg.Node_BoolExpr:
 		w.exprs(v.BoolExpr.Args, sc, use)
 	case *pg.Node_SelectStmt, *pg.Node_InsertStmt, *pg.Node_UpdateStmt, *pg.Node_DeleteStmt, *pg.Node_MergeStmt:

@@ -3,6 +3,8 @@
 package sqlparse
 
 import (
+	"slices"
+
 	pg "github.com/pganalyze/pg_query_go/v6"
 )
 
@@ -72,8 +74,9 @@ func (w *walker) from(n *pg.Node, sc *scope) {
 		s := v.RangeTableSample
 		w.from(s.Relation, sc)
 		w.function(s.Method)
-		w.exprs(s.Args, sc, UseFrom)
-		w.expr(s.Repeatable, sc, UseFrom)
+		// Its arguments see nothing of this FROM.
+		w.exprs(s.Args, sc.beside(), UseFrom)
+		w.expr(s.Repeatable, sc.beside(), UseFrom)
 	default:
 		w.unknownNode("FROM")
 		w.node(n, sc, UseFrom)
@@ -114,11 +117,16 @@ func (w *walker) join(j *pg.JoinExpr, sc *scope) {
 		w.column(Column{Path: []string{name}, From: rels, Derived: derived, Use: UseJoin})
 		w.operators[Name{Name: "="}] = true
 	}
-	w.expr(j.Quals, sc, UseJoin)
+	// ON sees what is joined and not what else stands in this FROM; a name that is hidden here means
+	// what an outer query calls so.
+	on := &scope{parent: sc.parent, ctes: sc.ctes, items: slices.Clone(sc.items[start:])}
+	w.expr(j.Quals, on, UseJoin)
 	if j.JoinUsingAlias != nil {
 		sc.items = append(sc.items, item{name: j.JoinUsingAlias.Aliasname, rels: rels, derived: derived})
 	}
 	if j.Alias != nil {
+		// The alias of a join hides the names inside it.
+		sc.hide(start)
 		sc.items = append(sc.items, item{name: j.Alias.Aliasname, rels: rels, derived: derived})
 		if len(j.Alias.Colnames) > 0 {
 			for _, i := range rels {

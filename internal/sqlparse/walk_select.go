@@ -249,7 +249,8 @@ func (w *walker) byOutput(n *pg.Node, sc *scope, outputs []Output, use Use) {
 	case *pg.Node_ColumnRef:
 		if names := stringsOf(v.ColumnRef.Fields); len(names) == 1 && len(v.ColumnRef.Fields) == 1 {
 			for _, o := range outputs {
-				if o.Name == names[0] {
+				// Behind a star of a set operation may be any name; its scope holds none.
+				if o.Name == names[0] || o.SetOp && o.Kind == OutputStar {
 					w.alsoUse(o.Columns, use)
 				}
 			}

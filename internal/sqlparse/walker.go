@@ -5,6 +5,7 @@ package sqlparse
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"sort"
 	"strconv"
 
@@ -92,12 +93,20 @@ func (s *scope) seen() (from []int, derived bool) {
 	return from, derived
 }
 
+// hide drops the items from start on.
+func (s *scope) hide(start int) {
+	s.items = slices.Clone(s.items[:start])
+	s.seenItems, s.seenFrom, s.seenDerived = -1, nil, false
+}
+
 // item is something in FROM that references can be qualified with.
 type item struct {
 	schema, name string
 	rels         []int // indexes of Statement.Relations
-	derived      bool
-	excluded     bool
+	// bare says that it is a relation without alias: only such a one can be named with its schema.
+	bare     bool
+	derived  bool
+	excluded bool
 }
 
 // ctes are the names of one WITH.
@@ -175,7 +184,7 @@ func (w *walker) itemOf(i int) item {
 	if r.Alias != "" {
 		return item{name: r.Alias, rels: []int{i}}
 	}
-	return item{schema: r.Schema, name: r.Name, rels: []int{i}}
+	return item{schema: r.Schema, name: r.Name, rels: []int{i}, bare: true}
 }
 
 // column notes a reference with a use and gives its index. The same reference with the same use is
@@ -184,7 +193,7 @@ func (w *walker) column(c Column) int {
 	key := columnKey(c)
 	i, ok := w.columns[key]
 	if !ok {
-		w.fromRefs += len(c.From)
+		w.fromRefs += len(c.From) + len(c.RowOf)
 		if len(w.s.Columns) >= maxColumns || w.fromRefs > maxFromRefs {
 			w.fail("column references")
 			return 0
@@ -207,8 +216,11 @@ func columnKey(c Column) string {
 	for _, flag := range []bool{c.Star, c.Row, c.Excluded, c.Derived} {
 		b = strconv.AppendBool(append(b, 0), flag)
 	}
-	for _, i := range c.From {
-		b = binary.AppendUvarint(b, uint64(i))
+	for _, list := range [][]int{c.From, c.RowOf} {
+		b = binary.AppendUvarint(b, uint64(len(list)))
+		for _, i := range list {
+			b = binary.AppendUvarint(b, uint64(i))
+		}
 	}
 	return string(b)
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 )
 
 // Between pool and child each message is its length in four bytes, big end first, and its body: the
@@ -94,7 +95,7 @@ func (s *Statement) check() error {
 		return fmt.Errorf("the reply names an unknown kind %q", s.Kind)
 	}
 	for _, c := range s.Columns {
-		for _, i := range c.From {
+		for _, i := range append(slices.Clone(c.From), c.RowOf...) {
 			if i < 0 || i >= len(s.Relations) {
 				return errors.New("the reply points to a relation that isn't there")
 			}
