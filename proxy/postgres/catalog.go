@@ -31,12 +31,17 @@ func (r *relation) String() string { return r.schema + "." + r.name }
 
 // has says that the relation has that column, system columns included.
 func (r *relation) has(column string) bool {
+	return r.hasOwn(column) || slices.Contains(systemColumns, column)
+}
+
+// hasOwn says the same without system columns.
+func (r *relation) hasOwn(column string) bool {
 	for _, c := range r.columns {
 		if c == column {
 			return true
 		}
 	}
-	return slices.Contains(systemColumns, column)
+	return false
 }
 
 var systemColumns = []string{"ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"}

@@ -72,13 +72,12 @@ func (x *exposure) reaches(c sqlparse.Column) (hit, filter bool) {
 	if c.Excluded {
 		return false, true
 	}
-	row := c.Row && !x.isColumn(c)
 	for _, i := range c.From {
 		if i >= len(x.tables) || !x.tables[i] {
 			continue
 		}
 		r, named := x.d.relations[i], x.d.stmt.Relations[i]
-		wholeRow := row && (named.Alias == c.Name() || named.Alias == "" && named.Name == c.Name())
+		wholeRow := slices.Contains(c.RowOf, i) && !x.ownColumn(i, c)
 		if r != nil && !c.Star && !wholeRow && !named.Renamed {
 			if m, ok := rule(x.ob, r, c.Name()); ok {
 				hit = true
@@ -95,11 +94,12 @@ func (x *exposure) reaches(c sqlparse.Column) (hit, filter bool) {
 	return hit, filter
 }
 
-// isColumn says that a bare name is a column of something in scope: PostgreSQL then doesn't take it for a row.
-func (x *exposure) isColumn(c sqlparse.Column) bool {
-	return len(c.Path) == 1 && slices.ContainsFunc(c.From, func(i int) bool {
-		return i < len(x.d.relations) && x.d.relations[i] != nil && !x.d.stmt.Relations[i].Renamed && x.d.relations[i].has(c.Name())
-	})
+// ownColumn says that a bare name, which is also that of the i-th relation, is a column of this same relation: where
+// PostgreSQL sees the one it sees the other, and takes the column. A column of another relation may be hidden where the row
+// isn't, and a system column is hidden by any join.
+func (x *exposure) ownColumn(i int, c sqlparse.Column) bool {
+	r := x.d.relations[i]
+	return r != nil && !x.d.stmt.Relations[i].Renamed && r.hasOwn(c.Name())
 }
 
 // allFilter says that every masked column of the i-th relation may be filtered by.
