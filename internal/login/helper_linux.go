@@ -226,8 +226,28 @@ func (h *Helper) admit(ctx context.Context, caller kernel.Peer) error {
 	if where.GetAgentId() != "" {
 		return status.Errorf(codes.PermissionDenied, "process %d is inside the agent %s; agents can't use the user's sign-in", caller.PID, where.GetAgentId())
 	}
+	if err := h.unmarked(caller.Process); err != nil {
+		return status.Errorf(codes.PermissionDenied, "process %d: %v", caller.PID, err)
+	}
 	if err := caller.Check(); err != nil {
 		return status.Errorf(codes.PermissionDenied, "process %d: %v", caller.PID, err)
+	}
+	return nil
+}
+
+// unmarked refuses what an agent started. The issuer places processes by their ancestors: where the login session adopts
+// orphans, as the first process of a container does, those of a killed supervisor look like the user's own.
+func (h *Helper) unmarked(caller kernel.Process) error {
+	session, err := h.cfg.Session.Restraints()
+	if err != nil {
+		return fmt.Errorf("the login session: %w", err)
+	}
+	own, err := caller.Restraints()
+	if err != nil {
+		return err
+	}
+	if own.MoreThan(session) {
+		return errors.New("an agent started it, or a sandbox that the login session isn't in; neither can use the user's sign-in")
 	}
 	return nil
 }

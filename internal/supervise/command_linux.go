@@ -53,6 +53,11 @@ func startProgram(c Command) (*program, error) {
 	started := make(chan error)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
+		// The program and all below it stay known as an agent's, even as orphans that somebody outside adopted.
+		if err := kernel.Mark(); err != nil {
+			started <- err
+			return
+		}
 		pid, err := syscall.ForkExec(path, c.Argv, &syscall.ProcAttr{
 			Dir: c.Dir, Env: c.Env, Files: []uintptr{c.Stdin.Fd(), c.Stdout.Fd(), c.Stderr.Fd()},
 			Sys: &syscall.SysProcAttr{Setsid: c.Terminal, Setctty: c.Terminal, Ctty: 0, Pdeathsig: syscall.SIGKILL},

@@ -3,9 +3,12 @@ package supervise_test
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/deputymesh/deputy/internal/testmesh"
 )
@@ -68,5 +71,40 @@ func TestAnAgentCantReadTheTerminalThatItWritesTo(t *testing.T) {
 				t.Errorf("%s", r)
 			}
 		})
+	}
+}
+
+// The first process of a container, like some terminals' and systemd's, adopts orphans. Where it is the login session too, an
+// agent's orphan stands right below it once its supervisor is dead: by its ancestors it is the user's own.
+func TestAnOrphanThatTheLoginSessionAdoptsIsNotTheUsersOwn(t *testing.T) {
+	mesh(t)
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	out := filepath.Join(t.TempDir(), "out")
+	again := quote(run("--no-isolate", world.deputy, "whoami"))
+	whoami := quote([]string{world.deputy, "whoami", "--config", world.config})
+	orphan := `exec >` + out + ` 2>&1; sleep 0.3; kill -9 "$1"; while [ "$(ps -o ppid= -p $$ | tr -d " ")" != "$2" ]; do sleep 0.05; done; ` +
+		`unset DEPUTY_AGENT_SOCKET SPIFFE_ENDPOINT_SOCKET; ` + whoami + `; ` + again + `; echo over`
+	script := `setsid sh -c ` + quote([]string{orphan}) + ` sh $PPID ` + strconv.Itoa(os.Getpid()) + ` & sleep 20`
+	r := exec(t, run("--no-isolate", sh(script)...))
+	if r.Code == 0 {
+		t.Fatalf("its supervisor lived: %s", r)
+	}
+	var said string
+	for range 400 {
+		raw, err := os.ReadFile(out)
+		if said = string(raw); err == nil && strings.Contains(said, "over\n") {
+			break
+		}
+		waitABit()
+	}
+	if strings.Count(said, "neither can use the user's sign-in") != 2 || strings.Contains(said, "spiffe://") || !strings.Contains(said, "over") {
+		t.Errorf("the orphan was told:\n%s", said)
 	}
 }

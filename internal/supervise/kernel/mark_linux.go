@@ -1,0 +1,71 @@
+package kernel
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Restraints are what a process can't take off again, nor anything that it starts, however often it forks and whoever
+// adopts it.
+type Restraints struct {
+	NoNewPrivileges bool
+	Filters         int // of system calls; 0 on kernels before 5.9, which don't count them
+}
+
+// Mark puts a restraint on the calling thread and on all that it starts from now on: no set-uid program gives it anything,
+// and one system call filter, which allows everything, is on top of those that it has. The caller must have locked itself to
+// its thread.
+func Mark() error {
+	if err := NeverGainPrivileges(); err != nil {
+		return err
+	}
+	allow := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW}
+	program := unix.SockFprog{Len: 1, Filter: &allow}
+	err := unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&program)), 0, 0)
+	runtime.KeepAlive(&allow)
+	if err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: a kernel without filters; the other mark is there
+		return fmt.Errorf("marking the agent's processes: %w", err)
+	}
+	return nil
+}
+
+// Restraints are those of the process now.
+func (p Process) Restraints() (Restraints, error) {
+	raw, err := os.ReadFile("/proc/" + strconv.Itoa(p.PID) + "/status")
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return Restraints{}, ErrGone
+	}
+	if err != nil {
+		return Restraints{}, fmt.Errorf("reading the state of process %d: %w", p.PID, err)
+	}
+	var r Restraints
+	known := false
+	for line := range bytes.Lines(raw) {
+		// The name in the first line is escaped by the kernel, so it can't forge a line.
+		name, value, _ := bytes.Cut(bytes.TrimSpace(line), []byte(":"))
+		n, err := strconv.Atoi(string(bytes.TrimSpace(value)))
+		switch {
+		case err != nil:
+		case string(name) == "NoNewPrivs":
+			r.NoNewPrivileges, known = n != 0, true
+		case string(name) == "Seccomp_filters":
+			r.Filters = n
+		}
+	}
+	if !known {
+		return Restraints{}, fmt.Errorf("process %d: this kernel doesn't say what it is restrained by", p.PID)
+	}
+	return r, p.Check()
+}
+
+// MoreThan says whether a process with r was started below one that put a restraint on it that another, with o, doesn't have.
+func (r Restraints) MoreThan(o Restraints) bool {
+	return r.NoNewPrivileges && !o.NoNewPrivileges || r.Filters > o.Filters
+}
