@@ -273,6 +273,28 @@ func TestGivingUpIsCountedForTheWholeTree(t *testing.T) {
 	}
 }
 
+// A refusal without a verified chain belongs to no task, so no task's budget of records bounds it. Many agents of one tree must
+// not fill the log with them.
+func TestNonsenseOfManyAgentsDoesntFillTheLog(t *testing.T) {
+	m := newMesh(t)
+	planner := m.agent("planner")
+	before := len(events[*audit.Exchange](m))
+	for range 6 {
+		child := m.child(planner, "worker")
+		for range 30 {
+			if r := m.exchange(child, "nonsense"); r.status != http.StatusBadRequest {
+				t.Fatalf("%s", r)
+			}
+		}
+	}
+	if n := len(events[*audit.Exchange](m)) - before; n < 50 || n > 110 {
+		t.Errorf("180 pieces of nonsense left %d records", n)
+	}
+	if r := m.exchange(m.agent("planner"), "nonsense"); !strings.Contains(r.Text, "record: 0") {
+		t.Errorf("another tree's has no record: %s", r)
+	}
+}
+
 // With a log that takes nothing there is no token, and the error says that there is no record.
 func TestNoTokenWithoutEvidence(t *testing.T) {
 	m := newMesh(t)

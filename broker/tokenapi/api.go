@@ -31,6 +31,10 @@ const (
 	revokeRate    = 0.2
 	revokeBurst   = 20
 	maxCallers    = 16384
+	// Refusals of a tree of agents that are recorded one by one while nothing of a chain is verified; what exceeds it is
+	// counted. The log has a budget for each task, but these belong to none.
+	strikeRate  = 1
+	strikeBurst = 100
 )
 
 // Target is what the broker knows of a target.
@@ -68,6 +72,7 @@ type API struct {
 	keys      jwks
 	exchanges *limit.Limiter
 	revokes   *limit.Limiter
+	strikes   *limit.Limiter
 }
 
 // New checks the configuration.
@@ -95,6 +100,7 @@ func New(cfg Config) (*API, error) {
 		cfg: cfg, keys: keys,
 		exchanges: limit.New(exchangeRate, exchangeBurst, maxCallers),
 		revokes:   limit.New(revokeRate, revokeBurst, maxCallers),
+		strikes:   limit.New(strikeRate, strikeBurst, maxCallers),
 	}, nil
 }
 

@@ -232,6 +232,10 @@ func (x *exchange) refused(ctx context.Context, ref *refusal) audit.RecordID {
 	if ref.class == classNoRecord {
 		return ""
 	}
+	if x.chain == nil && !x.api.strikes.Allow(firstOf(x.agent).String(), x.api.cfg.Now()) {
+		x.api.cfg.Log.Count(ref.class)
+		return ""
+	}
 	rec := audit.Record{Chain: x.chain, Event: &audit.Exchange{
 		Result: audit.Refusal, Presenter: x.agent.String(), Audience: x.audience, TokenID: x.token.ID,
 		Error: ref.code, Class: ref.class, Reason: ref.reason,
