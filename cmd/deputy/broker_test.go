@@ -98,7 +98,7 @@ func TestBrokerConfigErrorsSayWhereAndWhat(t *testing.T) {
 		"target kind":      {"kind: postgres", "kind: mainframe", ":24:11: $.targets[0].kind"},
 		"no proxy":         {"proxies: [orders]", "proxies: []", "$.targets[0].proxies"},
 		"long sessions":    {"max: 8h", "max: 9000h", ":27:8: $.sessions.max"},
-		"odd duration":     {"max: 8h", "max: often", "often"},
+		"odd duration":     {"max: 8h", "max: often", ":27:8: a duration is expected"},
 		"open to whom":     {"    roles: [analyst]\n", "", "subjects or roles"},
 		"open pattern":     {"/agent/web/*", "/agent/web", "pattern"},
 		"open issuer":      {"    issuer: https://login.corp.example\n    roles", "    issuer: https://other.example\n    roles", "$.open_sessions[0].issuer"},

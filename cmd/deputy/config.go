@@ -7,15 +7,19 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"reflect"
 
 	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/parser"
 )
 
 // maxConfigBytes bounds a configuration file.
 const maxConfigBytes = 1 << 20
 
-// loadConfig reads one YAML file into a T, strictly: unknown and duplicate keys, a second document and
-// trailing bytes are errors that name file, line and column. check, if not nil, sees the decoded value;
+// loadConfig reads one YAML file into a T, strictly: unknown and duplicate keys, values of another kind, a
+// second document and trailing bytes are errors that name file, line and column and what would be right, and
+// repeat no value, which could be a password. check, if not nil, sees the decoded value;
 // what it returns becomes an error that names the file (use fieldError to name the place as well).
 func loadConfig[T any](path string, check func(*T) error) (*T, error) {
 	f, err := os.Open(path)
@@ -30,17 +34,22 @@ func loadConfig[T any](path string, check func(*T) error) (*T, error) {
 	if len(raw) > maxConfigBytes {
 		return nil, fmt.Errorf("configuration %s: larger than %d bytes; split it or check the path", path, maxConfigBytes)
 	}
-	cfg := new(T)
-	dec := yaml.NewDecoder(bytes.NewReader(raw), yaml.Strict())
-	if err := dec.Decode(cfg); err != nil {
-		if errors.Is(err, io.EOF) {
-			return nil, fmt.Errorf("configuration %s: the file is empty; `deputy init` writes one to start from", path)
-		}
-		return nil, fmt.Errorf("configuration %s: %s", path, yaml.FormatError(err, false, true))
+	file, err := parser.ParseBytes(raw, 0)
+	if err != nil {
+		return nil, fmt.Errorf("configuration %w", placed(path, err))
 	}
-	var second any
-	if err := dec.Decode(&second); !errors.Is(err, io.EOF) {
+	switch {
+	case len(file.Docs) == 0 || file.Docs[0].Body == nil || file.Docs[0].Body.Type() == ast.CommentType:
+		return nil, fmt.Errorf("configuration %s: the file is empty; `deputy init` writes one to start from", path)
+	case len(file.Docs) > 1:
 		return nil, fmt.Errorf("configuration %s: one YAML document is expected, more was found", path)
+	}
+	cfg := new(T)
+	if err := checkShape(file.Docs[0].Body, reflect.TypeFor[T]()); err != nil {
+		return nil, fmt.Errorf("configuration %w", placed(path, err))
+	}
+	if err := yaml.NewDecoder(bytes.NewReader(raw), yaml.Strict()).Decode(cfg); err != nil {
+		return nil, fmt.Errorf("configuration %w", placed(path, err))
 	}
 	if check == nil {
 		return cfg, nil

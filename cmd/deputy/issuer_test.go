@@ -88,7 +88,7 @@ func TestIssuerConfigurationErrorsSayWhereAndWhat(t *testing.T) {
 	for name, tc := range map[string]struct{ old, new, where, want string }{
 		"trust domain":     {"trust_domain: test.example", "trust_domain: Test.Example", ":1:", "lower-case"},
 		"dev":              {"trust_domain: test.example", "trust_domain: dev.deputy.invalid", ":1:", "--unsafe-dev"},
-		"unknown key":      {"data_dir: data", "data_dri: data", "[3:1]", "data_dri"},
+		"unknown key":      {"data_dir: data", "data_dri: data", ":3:1:", "data_dri"},
 		"no socket":        {"socket: run/issuer.sock", "socket: \"\"", ":2:", "Unix socket"},
 		"no key":           {"key: ca.key", "key: \"\"", "$.ca.key", "CA key"},
 		"ttl":              {"svid_ttl: 1h0m0s", "svid_ttl: 10s", "$.svid_ttl", "1m"},
