@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -76,6 +77,7 @@ type command struct {
 	SetIDs bool   `json:"set_ids,omitempty"`
 	Orphan bool   `json:"orphan,omitempty"` // by a double fork, in a session of its own
 	UserNS bool   `json:"user_ns,omitempty"`
+	Gains  bool   `json:"gains,omitempty"` // from set-uid programs, although it gets other ids
 	Cgroup string `json:"cgroup,omitempty"`
 	Header string `json:"header,omitempty"`
 }
@@ -250,7 +252,18 @@ func start(c command) (result, error) {
 		defer dir.Close()
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(dir.Fd())
 	}
-	if err := cmd.Start(); err != nil {
+	started := make(chan error, 1)
+	go func() {
+		if c.SetIDs && !c.Gains {
+			runtime.LockOSThread() // and the thread ends with the goroutine
+			if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+				started <- err
+				return
+			}
+		}
+		started <- cmd.Start()
+	}()
+	if err := <-started; err != nil {
 		return result{}, err
 	}
 	if c.Orphan {

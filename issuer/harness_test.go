@@ -303,6 +303,12 @@ func (p *process) kill() {
 		syscall.Kill(p.pid, syscall.SIGKILL)
 	}
 	p.conn.Close()
+	// Dead and reaped, so that whoever looks next doesn't find it.
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if now, err := startTime(p.pid); err != nil || now != p.startTicks {
+			return
+		}
+	}
 }
 
 // supervisor registers an agent through one process and attaches it by another (or the same).
@@ -392,6 +398,7 @@ func agentID(t *testing.T, s string) actor.AgentID {
 func needsRoot(t *testing.T, f func(t *testing.T)) {
 	t.Helper()
 	if asRoot {
+		uidsAreFree(t)
 		f(t)
 		return
 	}
@@ -400,6 +407,27 @@ func needsRoot(t *testing.T, f func(t *testing.T)) {
 	reg := p.must(command{Op: "register", Name: "planner", Isolate: true})
 	p.refused(command{Op: "claim", Ticket: reg.Ticket}, "PermissionDenied", "root")
 	p.refused(command{Op: "attach", Stream: "x", Ticket: reg.Ticket}, "PermissionDenied", "claimed")
+}
+
+// uidsAreFree waits until the processes of the test before have ended: each holds a uid of the range.
+func uidsAreFree(t *testing.T) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		used, err := attest.UIDsInUse()
+		if err != nil {
+			t.Fatal(err)
+		}
+		busy := false
+		for uid := range used {
+			busy = busy || agentUIDs.Contains(uid)
+		}
+		if !busy {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal("processes of another test hold uids of the range")
+		}
+	}
 }
 
 // cgroup makes a control group of version 2, or returns "" where there is none to be had.

@@ -125,6 +125,8 @@ func TestIsolationIsCheckedNotBelieved(t *testing.T) {
 
 		ticket, uid = claimed()
 		attach(launcher.start(command{UID: uid, GID: uid, SetIDs: true, UserNS: true}), ticket, "user namespace")
+		ticket, uid = claimed()
+		attach(launcher.start(command{UID: uid, GID: uid, SetIDs: true, Gains: true}), ticket, "no_new_privs")
 
 		// Under the right uid, but started by a process inside another agent: that one could reach it.
 		rootAgent := m.start(command{})

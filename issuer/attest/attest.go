@@ -21,6 +21,8 @@ type Attributes struct {
 
 	// Cgroup is the path in the unified hierarchy, "" when there is none.
 	Cgroup string
+	// NoNewPrivileges: neither the process nor anything that it starts can ever gain by a set-uid program.
+	NoNewPrivileges bool
 	// SharedUserNamespace: the process lives in the issuer's own user namespace, so that its uids are what they look like.
 	// A process of a user namespace that somebody else owns can be entered by its owner.
 	SharedUserNamespace bool
@@ -73,6 +75,7 @@ func (a *Attestor) read(p *Process, executable bool) (Attributes, error) {
 		return fail(err)
 	}
 	out.UID, out.GID = out.UIDs[1], out.GIDs[1]
+	out.NoNewPrivileges = parseNoNewPrivileges(status)
 	cgroup, err := readProc(p.pid, "cgroup")
 	if err != nil {
 		return fail(err)

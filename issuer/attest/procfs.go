@@ -103,6 +103,16 @@ func parseIDs(status []byte, key string) (ids [4]uint32, err error) {
 	return ids, fmt.Errorf("no %s in the process status", key)
 }
 
+// parseNoNewPrivileges is false where a kernel doesn't say.
+func parseNoNewPrivileges(status []byte) bool {
+	for line := range strings.Lines(string(status)) {
+		if rest, ok := strings.CutPrefix(line, "NoNewPrivs:"); ok {
+			return strings.TrimSpace(rest) == "1"
+		}
+	}
+	return false
+}
+
 func readSelf(name string) (string, error) {
 	b, err := readProc(os.Getpid(), name)
 	return string(b), err

@@ -70,6 +70,10 @@ func (s *Server) judgeIsolated(a *agent, at place, attrs attest.Attributes) (act
 	if !attrs.SharedUserNamespace {
 		return denied("the caller lives in another user namespace, whose owner can enter it")
 	}
+	// Uids are used again: with a set-uid file that an ended agent left behind, this one could become its successor there.
+	if !attrs.NoNewPrivileges {
+		return denied("the caller could still gain from set-uid programs; the launcher must start it with no_new_privs")
+	}
 	if at.ancestry != nil {
 		return denied("the caller descends from the supervisor of %s; a launcher outside every agent must start it", at.ancestry.id)
 	}
