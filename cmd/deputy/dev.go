@@ -26,7 +26,7 @@ func newDevCommand() *cobra.Command {
 	o := initOptions{
 		trustDomain: devTrustDomain, clientID: "deputy-cli", algorithms: []string{"ES256"}, rolesClaim: "groups",
 		roles: []string{"analysts=analyst", "support=support"}, operators: []string{"operators=admin"},
-		agents: []string{"planner"}, agentUIDs: "70000-79999", starterUID: os.Getuid(), unsafeDev: true,
+		agents: []string{"planner"}, agentUIDs: "70000-79999", starterUIDs: []int{os.Getuid()}, unsafeDev: true,
 	}
 	cmd := &cobra.Command{
 		Use:   "dev",
@@ -45,10 +45,10 @@ func newDevCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.IntVar(&o.basePort, "base-port", 7400, "first of 16 loopback ports")
 	f.StringArrayVar(&o.postgres, "postgres", nil, "NAME=HOST:PORT/DATABASE: a PostgreSQL target (repeat)")
-	f.StringVar(&o.postgresCA, "postgres-ca", "", "PEM file with the CA of the PostgreSQL servers' certificates")
+	f.StringVar(&o.postgresCA, "postgres-ca", "", "PEM `file` with the CA of the PostgreSQL servers' certificates")
 	f.StringArrayVar(&o.accounts, "account", nil, "ROLE=DBUSER:PASSWORDFILE: the account at the targets for a role (repeat)")
 	f.StringArrayVar(&o.agents, "agent", o.agents, "name of an agent that users may start (repeat)")
-	f.StringVar(&o.policy, "policy", "examples/policy", "folder with the policy set")
+	f.StringVar(&o.policy, "policy", "examples/policy", "`folder` with the policy set")
 	return cmd
 }
 
@@ -147,9 +147,9 @@ func (p *meshPlan) explainDev(w io.Writer) {
 	for _, u := range p.SampleUsers {
 		fmt.Fprintf(w, "  %-6s %s  (%s)\n", u.Name, u.Password, u.Group)
 	}
-	fmt.Fprintf(w, "\nIn another shell:\n\n  export DEPUTY_CONFIG=%s\n  %s login                # opens %s\n", p.path("agent", "agent.yaml"), p.Binary, p.IdentityProvider)
+	fmt.Fprintf(w, "\nIn another shell:\n\n  export DEPUTY_CONFIG=%s\n  %s login\n", p.path("agent", "agent.yaml"), p.Binary)
 	fmt.Fprintf(w, "  %s run --as %s --target %s --purpose \"have a look\" -- psql\n", p.Binary, p.Agents[0], target)
-	fmt.Fprintf(w, "  %s audit tail -f %s\n\nCtrl-C ends it.\n\n", p.Binary, p.path("proxy", "audit"))
+	fmt.Fprintf(w, "  %s audit tail -f %s\n\nThe browser will warn about the certificate of %s: it was made for this run.\nCtrl-C ends everything.\n\n", p.Binary, p.path("proxy", "audit"), p.IdentityProvider)
 }
 
 // randomPassword is 80 bits in letters that are easy to type.

@@ -42,7 +42,7 @@ type initOptions struct {
 	policy           string
 	uids             []string
 	agentUIDs        string
-	starterUID       int
+	starterUIDs      []int
 	unsafeDev        bool
 }
 
@@ -64,12 +64,12 @@ type meshPlan struct {
 	Agents                 []string
 	SampleUsers            []planUser
 	Policy                 string
-	AgentStarterUID        int
+	StarterUIDs            []int
 	FirstAgentUID          int
 	LastAgentUID           int
 	IssuerUID, BrokerUID   int
 	ProxyUID, SignInUID    int
-	unsafeDev              bool
+	unsafeDev, uidsGiven   bool
 }
 
 type claimRole struct{ Claim, Role string }
@@ -92,10 +92,13 @@ func newInitCommand() *cobra.Command {
 		Use:   "init DIR",
 		Short: "Make all that a mesh needs to start: keys, configuration, registration entries",
 		Long: "Writes into DIR, which must not exist or be empty, a folder per role: its keys (0600), its first SVID and its\n" +
-			"configuration. operator/ holds the keys that no role may have: keep it offline. Nothing is ever overwritten.",
+			"configuration. operator/ holds the keys that no role may have: keep it offline. Nothing is ever overwritten, and\n" +
+			"what fails leaves nothing behind. Roles are known by their uid and by the path of the program that runs init: run it\n" +
+			"from where the program will stay. All roles listen on loopback; other addresses are for you to set in their files.",
 		Example: "  deputy init mesh --trust-domain corp.example --identity-provider https://login.corp.example \\\n" +
-			"    --postgres orders-db=127.0.0.1:5432/shop --postgres-ca db-ca.pem \\\n" +
-			"    --account analyst=shop_app:shop.password --role analysts=analyst --agent planner --policy policy/",
+			"    --postgres orders-db=127.0.0.1:5432/shop --postgres-ca db-ca.pem --account analyst=shop_app:shop.password \\\n" +
+			"    --role analysts=analyst --operator dbas=admin --agent planner --policy examples/policy \\\n" +
+			"    --uid issuer=64001 --uid broker=64002 --uid proxy=64003 --starter-uid 1000",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			plan, err := o.plan(args[0])
@@ -116,20 +119,20 @@ func newInitCommand() *cobra.Command {
 	f.StringVar(&o.identityProvider, "identity-provider", "", "issuer URL of the OpenID provider (required)")
 	f.StringVar(&o.clientID, "client-id", "deputy-cli", "client id at the provider")
 	f.StringSliceVar(&o.algorithms, "algorithm", []string{"RS256", "ES256"}, "algorithms that the provider signs ID tokens with")
-	f.StringVar(&o.providerCA, "identity-provider-ca", "", "PEM file with the provider's CA, if it is no public one")
+	f.StringVar(&o.providerCA, "identity-provider-ca", "", "PEM `file` with the provider's CA, if it is no public one")
 	f.StringVar(&o.rolesClaim, "roles-claim", "groups", "claim of the ID token that holds the user's groups")
 	f.StringArrayVar(&o.roles, "role", nil, "GROUP=ROLE: a group of the provider and the role it gives (repeat)")
-	f.StringArrayVar(&o.operators, "operator", nil, "GROUP=admin|approver|auditor|reviewer: who operates the mesh (repeat)")
+	f.StringArrayVar(&o.operators, "operator", nil, "GROUP=admin: a group of the provider whose users may revoke and publish policy (repeat)")
 	f.StringArrayVar(&o.sampleUsers, "sample-user", nil, "NAME=GROUP:PASSWORDFILE: a user of the sample sign-in server (repeat; loopback provider only)")
-	f.StringArrayVar(&o.postgres, "postgres", nil, "NAME=HOST:PORT/DATABASE: a PostgreSQL target (repeat)")
-	f.StringVar(&o.postgresCA, "postgres-ca", "", "PEM file with the CA of the PostgreSQL servers' certificates")
-	f.StringArrayVar(&o.accounts, "account", nil, "ROLE=DBUSER:PASSWORDFILE: the account at the targets for a role (repeat)")
-	f.StringArrayVar(&o.agents, "agent", nil, "name of an agent that users may start (repeat)")
-	f.StringVar(&o.policy, "policy", "", "folder with the policy set to sign and start with (see `deputy policy check`)")
-	f.StringArrayVar(&o.uids, "uid", nil, "issuer|broker|proxy|sample-signin=UID: who runs a role (as root; repeat)")
+	f.StringArrayVar(&o.postgres, "postgres", nil, "NAME=HOST:PORT/DATABASE: a PostgreSQL target (repeat; required)")
+	f.StringVar(&o.postgresCA, "postgres-ca", "", "PEM `file` with the CA of the PostgreSQL servers' certificates (required)")
+	f.StringArrayVar(&o.accounts, "account", nil, "ROLE=DBUSER:PASSWORDFILE: the account at the targets for a role (repeat; required)")
+	f.StringArrayVar(&o.agents, "agent", nil, "name of an agent that users may start (repeat; required)")
+	f.StringVar(&o.policy, "policy", "", "`folder` with the policy set to sign and start with; deputy policy check says whether it is sound (required)")
+	f.StringArrayVar(&o.uids, "uid", nil, "issuer|broker|proxy|sample-signin=UID: who runs a role (as root; repeat; default: whoever runs init)")
 	f.StringVar(&o.agentUIDs, "agent-uids", "70000-79999", "host uids for isolated agents; nothing else may use them")
-	f.IntVar(&o.starterUID, "starter-uid", os.Getuid(), "uid of the people who start first-level agents")
-	f.BoolVar(&o.unsafeDev, "unsafe-dev", false, "accept the trust domain of `deputy dev`")
+	f.IntSliceVar(&o.starterUIDs, "starter-uid", []int{os.Getuid()}, "uid of a user who may start first-level agents (repeat)")
+	f.BoolVar(&o.unsafeDev, "unsafe-dev", false, "accept the trust domain of deputy dev")
 	requireFlags(cmd, "trust-domain", "identity-provider")
 	return cmd
 }
@@ -156,8 +159,8 @@ func (o *initOptions) plan(dir string) (*meshPlan, error) {
 		Socket:    filepath.Join(abs, "run", "issuer.sock"),
 		WebListen: at(0), TokenListen: at(1), FeedListen: at(2), RenewalListen: at(3),
 		IdentityProvider: o.identityProvider, ClientID: o.clientID, Algorithms: strings.Join(o.algorithms, ", "),
-		ProviderCA: o.providerCA, RolesClaim: o.rolesClaim, Agents: o.agents, Policy: o.policy, AgentStarterUID: o.starterUID,
-		unsafeDev: o.unsafeDev,
+		ProviderCA: o.providerCA, RolesClaim: o.rolesClaim, Agents: o.agents, Policy: o.policy, StarterUIDs: o.starterUIDs,
+		unsafeDev: o.unsafeDev, uidsGiven: len(o.uids) > 0,
 	}
 	if p.Mesh == "" {
 		p.Mesh = "https://" + p.WebListen
@@ -174,7 +177,7 @@ func (o *initOptions) plan(dir string) (*meshPlan, error) {
 	if err := errors.Join(o.planUIDs(p), o.planRoles(p), o.planUsers(p), o.planTargets(p, at)); err != nil {
 		return nil, err
 	}
-	return p, nil
+	return p, o.check(p)
 }
 
 // flagError names the flag instead of the YAML path.
@@ -194,7 +197,7 @@ func (o *initOptions) planUIDs(p *meshPlan) error {
 		uid, err := strconv.Atoi(text)
 		at := map[string]*int{"issuer": &p.IssuerUID, "broker": &p.BrokerUID, "proxy": &p.ProxyUID, "sample-signin": &p.SignInUID}[name]
 		if err != nil || uid < 0 || at == nil {
-			return fmt.Errorf("--uid %s: issuer, broker, proxy or sample-signin =UID is expected", s)
+			return fmt.Errorf("--uid %s: ROLE=UID is expected, such as broker=64002; roles are issuer, broker, proxy and sample-signin", s)
 		}
 		if me == 0 {
 			*at = uid
@@ -205,7 +208,7 @@ func (o *initOptions) planUIDs(p *meshPlan) error {
 	p.FirstAgentUID, err1 = strconv.Atoi(first)
 	p.LastAgentUID, err2 = strconv.Atoi(last)
 	if !ok || err1 != nil || err2 != nil || p.FirstAgentUID < 1000 || p.LastAgentUID < p.FirstAgentUID {
-		return fmt.Errorf("--agent-uids %s: FIRST-LAST is expected, such as 70000-79999", o.agentUIDs)
+		return fmt.Errorf("--agent-uids %s: FIRST-LAST is expected, such as 70000-79999, from 1000 on", o.agentUIDs)
 	}
 	return nil
 }
@@ -223,6 +226,11 @@ func (o *initOptions) planRoles(p *meshPlan) error {
 			} else {
 				p.OperatorRoles = append(p.OperatorRoles, claimRole{claim, role})
 			}
+		}
+	}
+	for _, uid := range o.starterUIDs {
+		if uid < 0 {
+			return fmt.Errorf("--starter-uid %d: a uid is expected", uid)
 		}
 	}
 	if len(p.Agents) == 0 {
@@ -317,4 +325,30 @@ func (p *meshPlan) explain(w io.Writer) {
 	} {
 		fmt.Fprintf(w, "  %-18s %s\n", l[0], l[1])
 	}
+	fmt.Fprintf(w, "Start %s as:\n", p.Binary)
+	for _, r := range []struct {
+		name string
+		uid  int
+		note string
+	}{{"issuer", p.IssuerUID, ", with CAP_SYS_PTRACE"}, {"broker", p.BrokerUID, ""}, {"proxy", p.ProxyUID, ""}} {
+		if r.uid == 0 || os.Getuid() != 0 {
+			r.note = ""
+		}
+		fmt.Fprintf(w, "  uid %-6d%s --config %s%s\n", r.uid, r.name, p.path(r.name, r.name+".yaml"), r.note)
+	}
+	fmt.Fprintf(w, "Agents (%s) are started by uid %s.\n", strings.Join(p.Agents, ", "), joinInts(p.StarterUIDs))
+	switch me := os.Getuid(); {
+	case me != 0 && p.uidsGiven:
+		fmt.Fprintf(w, "--uid had no effect: only root can give folders to others, so all roles share uid %d.\n", me)
+	case p.IssuerUID == p.BrokerUID || p.BrokerUID == p.ProxyUID || p.IssuerUID == p.ProxyUID:
+		fmt.Fprintln(w, "Roles share a uid: whoever takes one has the keys of the other. As root, --uid gives each its own.")
+	}
+}
+
+func joinInts(in []int) string {
+	out := make([]string, len(in))
+	for i, n := range in {
+		out[i] = strconv.Itoa(n)
+	}
+	return strings.Join(out, ", ")
 }

@@ -2,9 +2,12 @@ package main
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -118,6 +121,9 @@ func TestInitRefuses(t *testing.T) {
 				args[i+1] = value
 			}
 		}
+		if !slices.Contains(args, flag) {
+			args = append(args, flag, value)
+		}
 		args[1] = filepath.Join(t.TempDir(), "mesh")
 		return args
 	}
@@ -132,9 +138,27 @@ func TestInitRefuses(t *testing.T) {
 		{"--policy", t.TempDir(), "policy"},
 		{"--identity-provider", "https://login.example", "loopback"},
 		{"--sample-user", "alice", "NAME=GROUP:PASSWORDFILE"},
+		{"--identity-provider", "https://127.0.0.1:7415/a b", "--identity-provider"},
+		{"--client-id", "a: b", "--client-id"},
+		{"--algorithm", "none", `"none" is not accepted`},
+		{"--postgres-ca", "init_test.go", "no PEM certificate"},
+		{"--postgres", "orders-db=127.0.0.1:99999/shop", "no port"},
+		{"--postgres", "other-db=127.0.0.1:5432/shop", "doesn't name the target other-db"},
+		{"--account", "clerk=shop_app:" + good[len(good)-1], "nobody could ever use this account"},
+		{"--account", "analyst=shop_app:/does/not/exist", "no such file"},
+		{"--role", "analysts=other", "--role GROUP=analyst"},
+		{"--operator", "operators=king", `want "admin"`},
+		{"--agent", "Plan ner", "a name such as planner"},
+		{"--starter-uid", "75000", "those belong to agents"},
+		{"--starter-uid", "-3", "a uid is expected"},
+		{"--uid", "king=5", "ROLE=UID"},
 	} {
-		if out, err := deputyInit(change(c.flag, c.value)); err == nil || !strings.Contains(err.Error(), c.want) {
+		args := change(c.flag, c.value)
+		if out, err := deputyInit(args); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s %s: %v, want %q\n%s", c.flag, c.value, err, c.want, out)
+		}
+		if _, err := os.Stat(args[1]); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s %s left something behind: %v", c.flag, c.value, err)
 		}
 	}
 	if _, err := deputyInit(good); err != nil {
@@ -142,5 +166,43 @@ func TestInitRefuses(t *testing.T) {
 	}
 	if _, err := deputyInit(good); err == nil || !strings.Contains(err.Error(), "nothing is overwritten") {
 		t.Errorf("a second init into the same folder: %v", err)
+	}
+}
+
+func TestInitFailingLateLeavesTheFolderEmpty(t *testing.T) {
+	dir := t.TempDir()
+	args := initArgs(t, dir)
+	args[1] = filepath.Join(dir, "there-already")
+	if err := os.Mkdir(args[1], 0o700); err != nil {
+		t.Fatal(err)
+	}
+	// Only the issuer's own check refuses this, after everything was written.
+	if _, err := deputyInit(append(args, "--starter-uid", "75000")); err == nil {
+		t.Fatal("a starter among the agents' uids was accepted")
+	}
+	if left, err := os.ReadDir(args[1]); err != nil || len(left) != 0 {
+		t.Fatalf("left behind: %v, %v", left, err)
+	}
+	if _, err := deputyInit(args); err != nil {
+		t.Fatalf("the next try: %v", err)
+	}
+}
+
+func TestInitRegistersEveryStarterOfEveryAgent(t *testing.T) {
+	dir := t.TempDir()
+	args := append(initArgs(t, dir), "--agent", "clerk", "--starter-uid", "1000", "--starter-uid", "1001")
+	if _, err := deputyInit(args); err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := loadConfig(filepath.Join(dir, "mesh", "issuer", "issuer.yaml"), func(c *issuerConfig) error { return c.check(false) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, a := range cfg.Agents {
+		got = append(got, fmt.Sprintf("%s %d", a.Name, *a.Unix.UID))
+	}
+	if want := "planner 1000,planner 1001,clerk 1000,clerk 1001"; strings.Join(got, ",") != want {
+		t.Fatalf("registered %v, want %s", got, want)
 	}
 }

@@ -27,14 +27,22 @@ const (
 	firstSVIDLife = ca.MaxTTL
 )
 
-// write makes every folder and file of the plan, then hands each folder to the uid that runs its role.
-func (p *meshPlan) write() error {
-	if entries, err := os.ReadDir(p.Dir); err == nil && len(entries) > 0 {
+// write makes every folder and file of the plan, then hands each folder to the uid that runs its role. What
+// fails leaves nothing behind, so that the next try finds the folder empty again.
+func (p *meshPlan) write() (err error) {
+	entries, err := os.ReadDir(p.Dir)
+	if err == nil && len(entries) > 0 {
 		return errors.New("the folder is not empty; nothing is overwritten. Choose another one")
 	}
+	wasThere := err == nil
 	if err := os.MkdirAll(p.Dir, 0o755); err != nil {
 		return err
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.remove(wasThere))
+		}
+	}()
 	for dir, mode := range map[string]os.FileMode{"issuer": 0o700, "broker": 0o700, "proxy": 0o700, "operator": 0o700, "run": 0o755, "agent": 0o755, "public": 0o755} {
 		if err := os.Mkdir(filepath.Join(p.Dir, dir), mode); err != nil {
 			return err
@@ -59,6 +67,7 @@ func (p *meshPlan) write() error {
 		p.writeSignIn,
 		p.writeAgent,
 		func() error { return p.writePublic(keys, caCert) },
+		p.readBack,
 		p.hand,
 	} {
 		if err := step(); err != nil {
@@ -66,6 +75,18 @@ func (p *meshPlan) write() error {
 		}
 	}
 	return nil
+}
+
+// remove takes away what write made; a folder that was there before stays.
+func (p *meshPlan) remove(keepFolder bool) error {
+	if !keepFolder {
+		return os.RemoveAll(p.Dir)
+	}
+	entries, err := os.ReadDir(p.Dir)
+	for _, e := range entries {
+		err = errors.Join(err, os.RemoveAll(p.path(e.Name())))
+	}
+	return err
 }
 
 func (p *meshPlan) path(elem ...string) string {
@@ -139,9 +160,6 @@ func (p *meshPlan) writeTokenKey(certifying *ecdsa.PrivateKey) error {
 }
 
 func (p *meshPlan) writePolicy(key *ecdsa.PrivateKey) error {
-	if p.Policy == "" {
-		return errors.New("--policy: a folder with a policy set is expected: without one nothing is allowed. examples/policy is one to start from")
-	}
 	source, err := readPolicyFolder(p.Policy)
 	if err != nil {
 		return err
