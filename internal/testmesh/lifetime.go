@@ -35,7 +35,7 @@ func Main(m *testing.M) {
 	if shared.life != nil && !shared.life.end() {
 		code = max(code, 1)
 	}
-	if binaries.dir != "" {
+	if binaries.dir != "" && os.Getenv(builtVariable) == "" {
 		_ = os.RemoveAll(binaries.dir)
 	}
 	os.Exit(code)

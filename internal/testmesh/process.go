@@ -60,14 +60,15 @@ func (b *logBuffer) read() (string, <-chan struct{}) {
 func (p *Process) launch() *Process {
 	p.t.Helper()
 	p.t.Cleanup(p.Stop)
-	p.start(readyWord)
+	p.start()
+	p.AwaitReady()
 	return p
 }
 
 // Isolated says whether roles and agents run under uids of their own: the test is root.
 func Isolated() bool { return os.Geteuid() == 0 }
 
-func (p *Process) start(ready string) {
+func (p *Process) start() {
 	p.t.Helper()
 	cmd := exec.Command(p.args[0], p.args[1:]...)
 	cmd.Env = append(os.Environ(), raceOptions)
@@ -90,7 +91,12 @@ func (p *Process) start(ready string) {
 	p.mu.Lock()
 	p.cmd, p.log, p.done = cmd, log, done
 	p.mu.Unlock()
-	p.Await(ready)
+}
+
+// AwaitReady waits until the process has said that it is ready.
+func (p *Process) AwaitReady() {
+	p.t.Helper()
+	p.Await(readyWord)
 }
 
 // Await waits until the process has written the word, and fails the test when it ends before.
@@ -171,10 +177,17 @@ func (p *Process) checkRaces() {
 	}
 }
 
-// Begin starts a process that was killed or stopped again.
+// Begin starts a process that was killed or stopped again, and waits until it is ready.
 func (p *Process) Begin() {
 	p.t.Helper()
-	p.start(readyWord)
+	p.start()
+	p.AwaitReady()
+}
+
+// Resume is Begin without the wait.
+func (p *Process) Resume() {
+	p.t.Helper()
+	p.start()
 }
 
 func tail(s string) string {
