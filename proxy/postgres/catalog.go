@@ -20,6 +20,8 @@ type relation struct {
 	guarded bool
 	// columns by number; dropped ones are missing.
 	columns map[int16]string
+	// madeOf gives the columns that a generated column is made of.
+	madeOf map[string][]string
 	// kin are its ancestors and descendants by inheritance and partitioning: a rule for one counts for all.
 	kin []*relation
 	// behind are the relations that a view reads, at any depth; code says that it calls functions that somebody wrote.
@@ -62,6 +64,8 @@ type snapshot struct {
 	types     map[string][]string
 	// knownTypes are all types of others, harmless ones included.
 	knownTypes map[qname]bool
+	// harmlessOIDs are those of knownTypes whose input runs nothing but what is vouched for.
+	harmlessOIDs map[uint32]bool
 	// casts says that there are casts by functions of others, which SQL text doesn't show.
 	casts bool
 }
@@ -213,7 +217,7 @@ func (c *catalog) load(ctx context.Context) (*snapshot, error) {
 		schemas:   append([]string{"pg_catalog"}, c.e.cfg.Schemas...),
 		relations: map[qname]*relation{}, byOID: map[uint32]*relation{},
 		functions: map[string][]string{}, operators: map[string][]string{}, types: map[string][]string{},
-		knownTypes: map[qname]bool{}, system: map[string]bool{}, creation: c.e.cfg.Schemas[0],
+		knownTypes: map[qname]bool{}, harmlessOIDs: map[uint32]bool{}, system: map[string]bool{}, creation: c.e.cfg.Schemas[0],
 	}}
 	return l.s, l.run()
 }

@@ -27,6 +27,13 @@ const (
 	queryColumns = `select a.attrelid, a.attnum, a.attname
 		from pg_catalog.pg_attribute a join pg_catalog.pg_class c on c.oid = a.attrelid
 		where a.attnum > 0 and not a.attisdropped and c.relkind in ('r','p','v','m','f','S')`
+	// What generated columns are made of.
+	queryGenerated = `select a.attrelid, a.attname, s.attname
+		from pg_catalog.pg_attribute a join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+		join pg_catalog.pg_depend p on p.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass and p.objid = d.oid
+		and p.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and p.refobjid = a.attrelid and p.refobjsubid <> a.attnum
+		join pg_catalog.pg_attribute s on s.attrelid = p.refobjid and s.attnum = p.refobjsubid
+		where a.attgenerated <> '' and not a.attisdropped`
 	queryInherits = `select inhrelid, inhparent from pg_catalog.pg_inherits`
 	// What the rewrite rules of a relation depend on. PostgreSQL's own objects aren't noted in pg_depend.
 	queryViews = `select distinct r.ev_class, d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass, d.refobjid
@@ -46,11 +53,16 @@ const (
 		join pg_catalog.pg_proc p on p.oid = o.oprcode join pg_catalog.pg_language l on l.oid = p.prolang
 		where (n.nspname <> 'pg_catalog' or o.oid >= ` + firstUserOID + `)
 		and not (p.provolatile in ('i','s') and l.lanname in ('internal','c'))`
-	queryTypes = `select n.nspname, t.typname, case
-			when t.typtype in ('e','c','p') then true
+	// A composite's input calls that of each field, and an array's that of its elements.
+	queryTypes = `select n.nspname, t.typname, t.oid, case
+			when t.typtype in ('e','p') then true
+			when t.typtype = 'c' then not exists (select 1 from pg_catalog.pg_attribute a join pg_catalog.pg_type f on f.oid = a.atttypid
+				join pg_catalog.pg_proc fi on fi.oid = f.typinput join pg_catalog.pg_language fl on fl.oid = fi.prolang
+				where a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped and f.oid >= ` + firstUserOID + `
+				and not (f.typtype = 'e' or f.typtype = 'b' and f.typelem = 0 and fi.provolatile in ('i','s') and fl.lanname in ('internal','c')))
 			when t.typtype = 'd' then not exists (select 1 from pg_catalog.pg_constraint k where k.contypid = t.oid)
 				and b.typtype in ('b','e') and bi.provolatile in ('i','s') and bl.lanname in ('internal','c')
-			when t.typtype = 'b' then i.provolatile in ('i','s') and l.lanname in ('internal','c') and (t.typelem = 0 or e.typtype not in ('d','r','m'))
+			when t.typtype = 'b' then i.provolatile in ('i','s') and l.lanname in ('internal','c') and (t.typelem = 0 or e.typtype not in ('d','r','m','c'))
 			else false end
 		from pg_catalog.pg_type t join pg_catalog.pg_namespace n on n.oid = t.typnamespace
 		join pg_catalog.pg_proc i on i.oid = t.typinput join pg_catalog.pg_language l on l.oid = i.prolang
@@ -82,6 +94,14 @@ func (l *loader) run() error {
 			r.columns[int16(n)] = string(v[2])
 		}
 	})
+	l.query(queryGenerated, 3, func(v [][]byte) {
+		if r := l.s.byOID[l.oid(v[0])]; r != nil {
+			if r.madeOf == nil {
+				r.madeOf = map[string][]string{}
+			}
+			r.madeOf[string(v[1])] = append(r.madeOf[string(v[1])], string(v[2]))
+		}
+	})
 	l.query(queryInherits, 2, func(v [][]byte) {
 		child, parent := l.oid(v[0]), l.oid(v[1])
 		parents[child] = append(parents[child], parent)
@@ -108,9 +128,11 @@ func (l *loader) run() error {
 			break
 		}
 	}
-	l.query(queryTypes, 3, func(v [][]byte) {
+	l.query(queryTypes, 4, func(v [][]byte) {
 		l.s.knownTypes[qname{string(v[0]), string(v[1])}] = true
-		if string(v[2]) != "t" {
+		if string(v[3]) == "t" {
+			l.s.harmlessOIDs[l.oid(v[2])] = true
+		} else {
 			l.s.types[string(v[1])] = append(l.s.types[string(v[1])], string(v[0]))
 		}
 	})

@@ -9,8 +9,25 @@ import (
 	"github.com/deputymesh/deputy/policy"
 )
 
-// rule finds the mask of a column of a relation: the strictest of those for itself and for its kin.
+// rule finds the mask of a column of a relation: the strictest of those for itself and for its kin. A generated column without
+// one is hidden where a column that it is made of is masked.
 func rule(ob policy.Obligations, r *relation, column string) (policy.MaskRule, bool) {
+	out, found := namedRule(ob, r, column)
+	if found {
+		return out, true
+	}
+	for _, k := range append([]*relation{r}, r.kin...) {
+		for _, source := range k.madeOf[column] {
+			if _, ok := namedRule(ob, k, source); ok {
+				return policy.MaskRule{Schema: r.schema, Table: r.name, Column: column, Masker: policy.MaskNull}, true
+			}
+		}
+	}
+	return out, false
+}
+
+// namedRule finds the mask that policies give to the column by its name.
+func namedRule(ob policy.Obligations, r *relation, column string) (policy.MaskRule, bool) {
 	out, found := ob.Mask(r.schema, r.name, column)
 	for _, k := range r.kin {
 		m, ok := ob.Mask(k.schema, k.name, column)
