@@ -3,7 +3,6 @@ package postgres
 import (
 	"context"
 	"fmt"
-	"slices"
 
 	"github.com/deputymesh/deputy/internal/sqlparse"
 )
@@ -114,7 +113,20 @@ func (s *session) parse(ctx context.Context, p *parts) error {
 		if prep.run.d.text != "" {
 			prep.text = prep.run.d.text
 		}
-		s.keep(prep.run)
+		f, err := s.parameterTypes(ctx, prep.run, types[2:])
+		if err != nil {
+			return err
+		}
+		if f == nil && !s.keep(prep.run) {
+			f = tooMuchHeld()
+		}
+		if f == nil && name != "" && !s.fits(name, prep) {
+			f = tooMuchPrepared()
+		}
+		if f != nil {
+			prep.run.dropped()
+			return s.poison(ctx, f)
+		}
 		if err := s.usePasses(ctx, []*run{prep.run}); err != nil {
 			return err
 		}
@@ -208,7 +220,10 @@ func (s *session) bind(ctx context.Context, p *parts) error {
 		if f != nil {
 			return s.poison(ctx, f)
 		}
-		s.keep(port.run)
+		if !s.keep(port.run) {
+			port.run.dropped()
+			return s.poison(ctx, tooMuchHeld())
+		}
 		e.run, e.scrub = port.run, port.run.touched
 	}
 	s.portals[name] = port
@@ -358,12 +373,4 @@ func (s *session) buryPortals() {
 
 func noPortal(name string) *fault {
 	return &fault{code: codeNoPortal, message: fmt.Sprintf("portal %q does not exist", clip(name, 64))}
-}
-
-// keep notes a run that ends with the batch if no Execute takes it.
-func (s *session) keep(r *run) {
-	if len(s.leftover) >= 1024 {
-		s.leftover = slices.DeleteFunc(s.leftover, (*run).isOver)
-	}
-	s.leftover = append(s.leftover, r)
 }

@@ -305,7 +305,7 @@ func (s *session) unsupportedCall(ctx context.Context) error {
 // sync ends a batch. Passes that were made at Parse or Bind and didn't come to an Execute end with it.
 func (s *session) sync(ctx context.Context) error {
 	e := &entry{step: stepSync, runs: s.leftover, scrub: s.sawMasked, batch: s.batch}
-	s.leftover = nil
+	s.leftover, s.leftoverBytes = nil, 0
 	s.failed, s.open = false, false
 	s.batch++
 	if _, err := s.send(ctx, e); err != nil {

@@ -39,6 +39,8 @@ type session struct {
 	failed     bool // a refusal was sent in this batch: ignore everything up to the Sync
 	open       bool // extended messages were sent since the last Sync
 	leftover   []*run
+	// What leftover and statements hold at most, see held.go.
+	leftoverBytes, preparedBytes int
 	// sawMasked says that a masked table was touched: errors at COMMIT may speak of it.
 	sawMasked bool
 
