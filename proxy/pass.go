@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -110,13 +111,33 @@ func (p *Pass) finish(o Outcome) *audit.Pending {
 	s.mu.Lock()
 	delete(s.open, p)
 	s.mu.Unlock()
+	o.Masked = bounded(o.Masked)
 	if len(o.Masked) > 0 {
 		p.submit(&audit.Masked{Counts: o.Masked})
 	}
 	return p.submit(&audit.Completed{
 		Status: o.Status, Command: clip(o.Command, 128), Rows: o.Rows, Affected: o.Affected, BytesOut: o.Bytes,
-		Code: o.Code, Limit: o.Limit, Masked: o.Masked, Duration: audit.Since(p.decided, s.core.cfg.Now()),
+		Code: clip(o.Code, 16), Limit: o.Limit, Masked: o.Masked, Duration: audit.Since(p.decided, s.core.cfg.Now()),
 	})
+}
+
+// maxCounts of one record: a target names its columns as it likes, and must not make an outcome too large to be recorded.
+const maxCounts = 256
+
+// bounded gives the counts with names cut and what is over maxCounts in one sum.
+func bounded(counts []audit.MaskedCount) []audit.MaskedCount {
+	out := slices.Clone(counts[:min(len(counts), maxCounts)])
+	for i := range out {
+		out[i].Column = clip(out[i].Column, 192)
+	}
+	if len(counts) > maxCounts {
+		rest := audit.MaskedCount{Rule: "other", Column: "…"}
+		for _, c := range counts[maxCounts-1:] {
+			rest.Values += c.Values
+		}
+		out[maxCounts-1] = rest
+	}
+	return out
 }
 
 func (p *Pass) submit(e audit.Event) *audit.Pending {
