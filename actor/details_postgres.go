@@ -96,7 +96,7 @@ func (d PostgresDetail) validate() error {
 	}
 	for _, a := range d.Actions {
 		if !contains(PostgresVerbs(), a) {
-			return fmt.Errorf("unknown action %q", a)
+			return fmt.Errorf("unknown action %q; known are %s", a, strings.Join(PostgresVerbs(), ", "))
 		}
 	}
 	for _, db := range d.Databases {

@@ -157,6 +157,9 @@ func loadAgentConfig(path string) (*agentConfig, error) {
 	return cfg, nil
 }
 
+// agentConfigUsage is the help of every --config that names agent.yaml.
+const agentConfigUsage = "agent.yaml `file` (default: DEPUTY_CONFIG, ~/.config/deputy/agent.yaml, /etc/deputy/agent/agent.yaml)"
+
 // findAgentConfig is the flag, else DEPUTY_CONFIG, else the usual places.
 func findAgentConfig(flag string) (string, error) {
 	if flag != "" {
@@ -165,17 +168,18 @@ func findAgentConfig(flag string) (string, error) {
 	if env := os.Getenv("DEPUTY_CONFIG"); env != "" {
 		return env, nil
 	}
-	places := []string{"agent.yaml"}
+	// Not the working folder: whose files lie there is not the user's choice.
+	var places []string
 	if dir, err := os.UserConfigDir(); err == nil {
 		places = append(places, filepath.Join(dir, "deputy", "agent.yaml"))
 	}
-	places = append(places, "/etc/deputy/agent.yaml")
+	places = append(places, "/etc/deputy/agent/agent.yaml")
 	for _, p := range places {
 		if _, err := os.Stat(p); err == nil {
 			return p, nil
 		}
 	}
-	return "", errors.New("no agent.yaml here, in the user's configuration folder or in /etc/deputy; name one with --config (`deputy init` writes it)")
+	return "", errors.New("no agent.yaml in ~/.config/deputy or in /etc/deputy/agent; name one with --config or DEPUTY_CONFIG (`deputy init` writes it as agent/agent.yaml)")
 }
 
 // defaultRuntimeDir holds sockets: it must be short, on this machine, and this user's own.

@@ -98,3 +98,11 @@ func beside(configPath, p string) string {
 	}
 	return filepath.Join(filepath.Dir(configPath), p)
 }
+
+// counted is a number with its noun.
+func counted(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}

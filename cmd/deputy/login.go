@@ -47,7 +47,7 @@ func newLoginCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return runLogin(cmd, o) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.config, "config", "", "agent.yaml")
+	f.StringVar(&o.config, "config", "", agentConfigUsage)
 	f.BoolVar(&o.noBrowser, "no-browser", false, "only print the URL to open")
 	f.IntVar(&o.session, "session-pid", 0, "process whose descendants may use the sign-in: an ancestor of this one (default: its parent)")
 	f.StringVar(&o.scriptUser, "script-user", "", "sign in without a browser, as this user (demonstrations and tests)")

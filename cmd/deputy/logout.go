@@ -36,6 +36,6 @@ func newLogoutCommand() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&config, "config", "", "agent.yaml")
+	cmd.Flags().StringVar(&config, "config", "", agentConfigUsage)
 	return cmd
 }

@@ -23,7 +23,9 @@ func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	root := newRootCommand()
-	err := root.ExecuteContext(ctx)
+	started := false
+	noteStart(root, &started)
+	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return 0
 	}
@@ -32,8 +34,30 @@ func run() int {
 		return int(code)
 	}
 	fmt.Fprintf(os.Stderr, "deputy: %v\n", err)
+	if !started {
+		fmt.Fprintf(os.Stderr, "See: %s --help\n", cmd.CommandPath())
+	}
+	if cmd.Name() == "run" {
+		return runFailed
+	}
 	return 1
 }
+
+// noteStart makes every command say that it started: an error before that is one in how it was called.
+func noteStart(cmd *cobra.Command, started *bool) {
+	if run := cmd.RunE; run != nil {
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			*started = true
+			return run(cmd, args)
+		}
+	}
+	for _, c := range cmd.Commands() {
+		noteStart(c, started)
+	}
+}
+
+// runFailed is the status of a `deputy run` that did not get as far as its program.
+const runFailed = 125
 
 // exitCode is returned by a command that has said everything and only wants to end with a status.
 type exitCode int

@@ -74,7 +74,7 @@ func operatorCall(ctx context.Context, config, act, path, contentType string, bo
 			Description string `json:"error_description"`
 		}
 		if json.Unmarshal(raw, &refusal) != nil || refusal.Error == "" {
-			return fmt.Errorf("the broker answered HTTP %d", resp.StatusCode)
+			return fmt.Errorf("the broker's web listener at %s answered HTTP %d; is broker.web_url right in agent.yaml?", cfg.Broker.WebURL, resp.StatusCode)
 		}
 		return fmt.Errorf("the broker refused: %s: %s", printableText(refusal.Error), printableText(refusal.Description))
 	}
@@ -106,10 +106,18 @@ type appliedAnswer struct {
 	Pending []string `json:"pending"`
 }
 
+// ended is how many live sessions it ended.
+func (a appliedAnswer) ended() (n uint32) {
+	for _, p := range a.Applied {
+		n += p.SessionsEnded
+	}
+	return n
+}
+
 func (a appliedAnswer) print(w io.Writer, sessions bool) error {
 	for _, p := range a.Applied {
 		if sessions {
-			fmt.Fprintf(w, "  %s: in force, %d live sessions ended\n", printableText(p.Proxy), p.SessionsEnded)
+			fmt.Fprintf(w, "  %s: in force, %s ended\n", printableText(p.Proxy), counted(int(p.SessionsEnded), "live session"))
 		} else {
 			fmt.Fprintf(w, "  %s: in force\n", printableText(p.Proxy))
 		}

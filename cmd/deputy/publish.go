@@ -39,6 +39,6 @@ func newPolicyPublishCommand() *cobra.Command {
 			return a.print(cmd.OutOrStdout(), false)
 		},
 	}
-	cmd.Flags().StringVar(&config, "config", "", "agent.yaml")
+	cmd.Flags().StringVar(&config, "config", "", agentConfigUsage)
 	return cmd
 }

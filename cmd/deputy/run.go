@@ -4,10 +4,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -37,8 +39,18 @@ func newRunCommand() *cobra.Command {
 		Use:   "run --as NAME [flags] -- COMMAND [ARGUMENT...]",
 		Short: "Run a program as an agent",
 		Long: "run gives a program an identity of its own, on behalf of the signed-in user or, inside an agent, of that agent,\n" +
-			"and local listeners for its targets. Its exit status is the program's; 125 to 127 are run's own failures.",
-		Args: cobra.MinimumNArgs(1),
+			"and local listeners for its targets. Its exit status is the program's; 125 to 127 are run's own failures.\n" +
+			"Without --allow or --cap a first-level agent may do what its user may. What an agent gives away can only be less\n" +
+			"than what it has. Actions are " + strings.Join(actor.PostgresVerbs(), ", ") + ".",
+		Example: "  deputy run --as planner --target orders-db --purpose \"q3 refunds\" -- psql -c \"SELECT 1\"\n" +
+			"  deputy run --as planner --allow orders-db:select:shop:public.orders,public.customers -- ./agent\n" +
+			"  deputy run --as planner -- deputy run --as researcher --ttl 10m -- ./agent",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return errors.New("a program to run is expected after --")
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			// Signals are the program's, not a reason to stop.
 			code, err := runAgent(context.WithoutCancel(cmd.Context()), o, args)
@@ -53,14 +65,15 @@ func newRunCommand() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.SetInterspersed(false)
-	f.StringVar(&o.config, "config", "", "agent.yaml (outside every agent)")
+	f.StringVar(&o.config, "config", "", agentConfigUsage)
 	f.StringVar(&o.name, "as", "", "the agent's name")
 	f.StringArrayVar(&o.targets, "target", nil, "a target it may reach (repeat; default: all of the configuration, or of the parent)")
 	f.StringVar(&o.purpose, "purpose", "", "what for: it stands in every record")
-	f.StringVar(&o.capFile, "cap", "", "file with the capabilities to grant (RFC 9396 array)")
+	f.StringVar(&o.capFile, "cap", "", "`file` with the capabilities to grant (RFC 9396 array)")
 	f.StringArrayVar(&o.allow, "allow", nil, "a capability: TARGET:ACTION,...[:DATABASE[:SCHEMA.TABLE,...]] (repeat)")
 	f.IntVar(&o.left, "left", -1, "how often it may be delegated further (default: 3, or one less than the parent's)")
-	f.DurationVar(&o.ttl, "ttl", 0, "for how long, at most")
+	f.Lookup("left").DefValue = "0" // the text says what the default is
+	f.DurationVar(&o.ttl, "ttl", 0, "for how long, at most, such as 10m (default: as long as its parent may act)")
 	f.BoolVar(&o.isolate, "isolate", false, "refuse to run without a host uid of its own (default as root: give it one)")
 	f.BoolVar(&o.noIsolate, "no-isolate", false, "run under this uid; the agent is graded asserted")
 	f.BoolVar(&o.verbose, "verbose", false, "say what the supervisor does")
@@ -71,7 +84,7 @@ func newRunCommand() *cobra.Command {
 }
 
 func runAgent(ctx context.Context, o runOptions, argv []string) (int, error) {
-	const failed = 125
+	const failed = runFailed
 	cwd, err := os.Getwd()
 	if err != nil {
 		return failed, fmt.Errorf("asking for the working folder: %w", err)
@@ -112,6 +125,13 @@ func runAgent(ctx context.Context, o runOptions, argv []string) (int, error) {
 	if r.Delegation.Cap, err = capabilities(o, mesh.TrustDomain); err != nil {
 		return failed, err
 	}
+	var known []string
+	for _, t := range mesh.Targets {
+		known = append(known, t.Name)
+	}
+	if err := checkReach(o.targets, known, r.Delegation.Cap); err != nil {
+		return failed, err
+	}
 	conn, session, err := login.Dial(ctx, cfg.RuntimeDir)
 	if err != nil {
 		return failed, err
@@ -124,15 +144,22 @@ func runInside(ctx context.Context, socket string, o runOptions, r supervise.Req
 	if o.capFile != "" || len(o.allow) > 0 {
 		a, err := client.Dial(ctx, socket)
 		if err != nil {
-			return 125, err
+			return runFailed, err
 		}
 		d, err := a.Describe(ctx)
 		a.Close()
 		if err != nil {
-			return 125, err
+			return runFailed, err
 		}
 		if r.Delegation.Cap, err = capabilities(o, d.ID.TrustDomain()); err != nil {
-			return 125, err
+			return runFailed, err
+		}
+		var known []string
+		for _, t := range d.Targets {
+			known = append(known, t.Name)
+		}
+		if err := checkReach(o.targets, known, r.Delegation.Cap); err != nil {
+			return runFailed, err
 		}
 	}
 	return supervise.Inside(ctx, socket, r)
@@ -190,6 +217,26 @@ func capabilities(o runOptions, td spiffeid.TrustDomain) (actor.Details, error) 
 		return nil, nil
 	}
 	return out, out.Validate()
+}
+
+// checkReach finds misspelt targets before anything is started: the agent would only learn of them when it connects.
+func checkReach(targets, known []string, capability actor.Details) error {
+	for _, t := range targets {
+		if !slices.Contains(known, t) {
+			return fmt.Errorf("--target %s: there is no such target here; there is %s", t, strings.Join(known, ", "))
+		}
+	}
+	if len(targets) == 0 {
+		targets = known
+	}
+	for _, d := range capability {
+		for _, id := range d.Targets() {
+			if name, err := actor.TargetName(id); err != nil || !slices.Contains(targets, name) {
+				return fmt.Errorf("the capability for %s is of no use: this run reaches %s", id, strings.Join(targets, ", "))
+			}
+		}
+	}
+	return nil
 }
 
 // parseAllow reads TARGET:ACTION,...[:DATABASE[:SCHEMA.TABLE,...]]; * stands for any database.

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/deputymesh/deputy/actor"
 )
 
 func TestAllowIsReadAsACapability(t *testing.T) {
@@ -37,6 +39,34 @@ func TestAllowIsReadAsACapability(t *testing.T) {
 		if d, err := parseAllow(in, td); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: got %v, %v; want %q", in, d, err, want)
 		}
+	}
+}
+
+func TestCapabilitiesForOtherTargetsAreRefused(t *testing.T) {
+	td := spiffeid.RequireTrustDomainFromString("corp.example")
+	orders, err := parseAllow("orders-db:select", td)
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := []string{"orders-db", "crm-db"}
+	for name, tt := range map[string]struct {
+		targets []string
+		cap     actor.Details
+		want    string
+	}{
+		"all targets":     {nil, actor.Details{orders}, ""},
+		"this target":     {[]string{"orders-db"}, actor.Details{orders}, ""},
+		"nothing said":    {nil, nil, ""},
+		"misspelt target": {[]string{"order-db"}, nil, "no such target here; there is orders-db, crm-db"},
+		"for another":     {[]string{"crm-db"}, actor.Details{orders}, "this run reaches crm-db"},
+	} {
+		err := checkReach(tt.targets, known, tt.cap)
+		if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
+			t.Errorf("%s: %v, want %q", name, err, tt.want)
+		}
+	}
+	if err := checkReach(nil, known[1:], actor.Details{orders}); err == nil {
+		t.Error("a capability for a target that isn't there was taken")
 	}
 }
 
@@ -72,12 +102,17 @@ func TestRevokeWantsOneThingAndAReason(t *testing.T) {
 		"no reason": {"--task", "c"},
 		"no issuer": {"--reason", "x", "--user", "alice"},
 		"no name":   {"--reason", "x", "--grant", "spiffe://a/b#"},
+		"no task":   {"--reason", "x", "--task", "zzz"},
+		"no agent":  {"--reason", "x", "--agent", "planner"},
+		"empty":     {"--reason", "x", "--session", ""},
+		"blank":     {"--reason", " ", "--task", "00112233445566778899aabbccddeeff"},
+		"backwards": {"--reason", "x", "--task", "00112233445566778899aabbccddeeff", "--for", "-5s"},
 	} {
 		cmd := newRevokeCommand()
-		cmd.SetArgs(args)
+		cmd.SetArgs(append(args, "--config", "/does/not/exist"))
 		cmd.SilenceUsage, cmd.SilenceErrors = true, true
-		if err := cmd.Execute(); err == nil {
-			t.Errorf("%s was taken", name)
+		if err := cmd.Execute(); err == nil || strings.Contains(err.Error(), "/does/not/exist") {
+			t.Errorf("%s was taken: %v", name, err)
 		}
 	}
 	iss, sub, err := splitIssuer("--user", "https://idp.example/#realm#alice")

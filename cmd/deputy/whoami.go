@@ -43,7 +43,7 @@ func newWhoamiCommand() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&config, "config", "", "agent.yaml")
+	cmd.Flags().StringVar(&config, "config", "", agentConfigUsage)
 	return cmd
 }
 
