@@ -82,12 +82,8 @@ func (c auditConfig) check() error {
 // own key, so that there is one secret to keep, and it never stands in the log.
 func openAudit(c auditConfig, config string, role spiffeid.ID, dev bool) (*audit.Log, error) {
 	path := beside(config, c.Key)
-	info, err := os.Stat(path)
-	if err != nil {
+	if err := checkPrivate(path); err != nil {
 		return nil, fmt.Errorf("reading the log key: %w", err)
-	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("log key %s may be read by others (mode %04o); run: chmod 600 %s", path, info.Mode().Perm(), path)
 	}
 	raw, err := os.ReadFile(path)
 	if err != nil {

@@ -40,8 +40,8 @@ func newBrokerCommand() *cobra.Command {
 			return runBroker(cmd.Context(), cfg, config, unsafeDev)
 		},
 	}
-	cmd.Flags().StringVar(&config, "config", "", "configuration file (deputy init writes one)")
-	cmd.Flags().BoolVar(&unsafeDev, "unsafe-dev", false, "accept the trust domain of `deputy dev`, whose grants prove nothing")
+	cmd.Flags().StringVar(&config, "config", "", "configuration `file` (deputy init writes one; required)")
+	cmd.Flags().BoolVar(&unsafeDev, "unsafe-dev", false, "accept the trust domain of deputy dev, whose grants prove nothing")
 	requireFlags(cmd, "config")
 	return cmd
 }
@@ -109,7 +109,7 @@ func runBroker(ctx context.Context, cfg *brokerConfig, config string, unsafeDev 
 		to      *net.Listener
 	}{{"listen", cfg.Listen, &listeners.Mesh}, {"feed_listen", cfg.FeedListen, &listeners.Feed}, {"web.listen", cfg.Web.Listen, &listeners.Web}} {
 		if *l.to, err = (&net.ListenConfig{}).Listen(ctx, "tcp", l.address); err != nil {
-			return errors.Join(fmt.Errorf("%s: %w", l.place, err), closeAll(listeners))
+			return errors.Join(fmt.Errorf("%s: %w", l.place, portTaken(err)), closeAll(listeners))
 		}
 	}
 	if role.TokenURL == "" {
@@ -143,6 +143,9 @@ func (c *brokerConfig) files(config string, role *broker.Config) (err error) {
 	}
 	if role.CertifyingKey, err = readPublicKey(beside(config, c.CertifyingKey)); err != nil {
 		return fmt.Errorf("reading the certifying key: %w", err)
+	}
+	if err = checkPrivate(beside(config, c.Web.Key)); err != nil {
+		return fmt.Errorf("reading the web listener's key: %w", err)
 	}
 	if role.WebCertificate, err = tls.LoadX509KeyPair(beside(config, c.Web.Cert), beside(config, c.Web.Key)); err != nil {
 		return fmt.Errorf("reading the web listener's certificate: %w", err)

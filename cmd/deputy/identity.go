@@ -44,6 +44,9 @@ func (f identityFiles) beside(config string) identityFiles {
 func openIdentity(ctx context.Context, socket string, want spiffeid.ID, files identityFiles) (*identity, error) {
 	id := &identity{want: want, done: make(chan struct{})}
 	if files.SVID != "" {
+		if err := checkPrivate(files.Key); err != nil {
+			return nil, fmt.Errorf("reading the first SVID's key: %w", err)
+		}
 		svid, err := x509svid.Load(files.SVID, files.Key)
 		if err != nil {
 			return nil, fmt.Errorf("reading the first SVID: %w", err)

@@ -32,6 +32,8 @@ func newIssuerCommand() *cobra.Command {
 		Long: "The issuer gives X.509-SVIDs to roles and to nested agents, by what the kernel says about its callers.\n" +
 			"It attests processes of its own host. Run it as root, or with CAP_SYS_PTRACE: otherwise it can't see the executables\n" +
 			"of other users, and entries that select by path or sha256 match nobody. SIGHUP reads the CA certificates again.",
+		Example: "  setpriv --reuid=64001 --regid=64001 --clear-groups --inh-caps=+sys_ptrace --ambient-caps=+sys_ptrace -- \\\n" +
+			"    deputy issuer --config /etc/deputy/issuer/issuer.yaml",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := loadConfig(config, func(c *issuerConfig) error {
@@ -46,8 +48,8 @@ func newIssuerCommand() *cobra.Command {
 			return runIssuer(cmd.Context(), cfg, config, unsafeDev)
 		},
 	}
-	cmd.Flags().StringVar(&config, "config", "", "configuration file (deputy init writes one)")
-	cmd.Flags().BoolVar(&unsafeDev, "unsafe-dev", false, "accept the trust domain of `deputy dev`, whose grants prove nothing")
+	cmd.Flags().StringVar(&config, "config", "", "configuration `file` (deputy init writes one; required)")
+	cmd.Flags().BoolVar(&unsafeDev, "unsafe-dev", false, "accept the trust domain of deputy dev, whose grants prove nothing")
 	requireFlags(cmd, "config")
 	return cmd
 }
@@ -106,8 +108,9 @@ func runIssuer(ctx context.Context, cfg *issuerConfig, config string, unsafeDev 
 	if err != nil {
 		return err
 	}
-	if os.Geteuid() != 0 && cfg.readsExecutables() {
-		logger.WarnContext(ctx, "entries select by path or sha256, which needs root or CAP_SYS_PTRACE for processes of other users")
+	if cfg.readsExecutables() && !seesOthers() {
+		logger.WarnContext(ctx, "entries select by path or sha256 but this process can't see which program another user's process runs, so those match nobody; "+
+			"start it with CAP_SYS_PTRACE (setpriv --inh-caps=+sys_ptrace --ambient-caps=+sys_ptrace, or AmbientCapabilities= of systemd)")
 	}
 	listener, err := listenForWorkloads(ctx, beside(config, cfg.Socket))
 	if err != nil {
@@ -123,6 +126,16 @@ func runIssuer(ctx context.Context, cfg *issuerConfig, config string, unsafeDev 
 	defer stop()
 	logger.InfoContext(ctx, "ready", "id", id, "socket", listener.Addr().String())
 	return role.Serve(ctx, listener)
+}
+
+// seesOthers says whether this process may look at the executables of other users' processes. Init's is one that
+// belongs to root and is always there.
+func seesOthers() bool {
+	if os.Geteuid() == 0 {
+		return true
+	}
+	_, err := os.Readlink("/proc/1/exe")
+	return err == nil
 }
 
 func (c *issuerConfig) readsExecutables() bool {
@@ -195,6 +208,9 @@ func onHangup(ctx context.Context, f func()) (stop func()) {
 	}
 }
 
+// maxSocketPath is what Linux takes (sun_path, with its closing zero byte).
+const maxSocketPath = 107
+
 // listenForWorkloads makes the issuer's socket: everybody may connect, since the kernel says who did, but nobody else may
 // put another socket in its place.
 func listenForWorkloads(ctx context.Context, path string) (net.Listener, error) {
@@ -226,6 +242,9 @@ func listenForWorkloads(ctx context.Context, path string) (net.Listener, error) 
 		if err := os.Remove(path); err != nil {
 			return fail(err)
 		}
+	}
+	if len(path) > maxSocketPath {
+		return fail(fmt.Errorf("the path has %d bytes, a Unix socket's at most %d; choose a shorter one", len(path), maxSocketPath))
 	}
 	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
 	if err != nil {

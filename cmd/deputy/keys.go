@@ -78,23 +78,34 @@ func readPEM(path, kind string) ([]byte, error) {
 		return nil, fmt.Errorf("%s is larger than %d bytes", path, maxKeyFile)
 	}
 	block, _ := pem.Decode(raw)
-	if block == nil || block.Type != kind {
-		return nil, fmt.Errorf("%s: a PEM block %q is expected", path, kind)
+	if block == nil {
+		return nil, fmt.Errorf("%s: a PEM block %q is expected; the file holds none", path, kind)
+	}
+	if block.Type != kind {
+		return nil, fmt.Errorf("%s: a PEM block %q is expected; the file holds %q", path, kind, block.Type)
 	}
 	return block.Bytes, nil
 }
 
+// checkPrivate refuses a secret's file that others than its owner may read.
+func checkPrivate(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if mode := info.Mode().Perm(); mode&0o077 != 0 {
+		return fmt.Errorf("%s may be read by others (mode %04o); run: chmod 600 %s", path, mode, path)
+	}
+	return nil
+}
+
 // readPrivateKey reads an ECDSA P-256 key, PKCS#8 PEM, from a file that only its owner may read.
 func readPrivateKey(path string) (*ecdsa.PrivateKey, error) {
-	info, err := os.Stat(path)
+	der, err := readPEM(path, "PRIVATE KEY")
 	if err != nil {
 		return nil, err
 	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("key %s may be read by others (mode %04o); run: chmod 600 %s", path, info.Mode().Perm(), path)
-	}
-	der, err := readPEM(path, "PRIVATE KEY")
-	if err != nil {
+	if err := checkPrivate(path); err != nil {
 		return nil, err
 	}
 	k, err := x509.ParsePKCS8PrivateKey(der)

@@ -33,9 +33,11 @@ func newProxyCommand() *cobra.Command {
 	var config string
 	var unsafeDev bool
 	cmd := &cobra.Command{
-		Use:   "proxy",
+		Use:   "proxy --config proxy.yaml",
 		Short: "Run a proxy: verify chains, decide commands and keep evidence in front of targets",
-		Args:  cobra.NoArgs,
+		Long: "The proxy stands in front of targets. It verifies every hop of a chain, decides every command by the signed policy,\n" +
+			"masks fields, and forwards nothing that it can't record. It asks nobody to verify or to decide.",
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := loadConfig(config, func(c *proxyConfig) error { return c.check(unsafeDev) })
 			if err != nil {
@@ -44,8 +46,9 @@ func newProxyCommand() *cobra.Command {
 			return runProxy(cmd.Context(), cfg, config, unsafeDev)
 		},
 	}
-	cmd.Flags().StringVar(&config, "config", "proxy.yaml", "the configuration file")
-	cmd.Flags().BoolVar(&unsafeDev, "unsafe-dev", false, "accept the trust domain of `deputy dev`")
+	cmd.Flags().StringVar(&config, "config", "", "configuration `file` (deputy init writes one; required)")
+	cmd.Flags().BoolVar(&unsafeDev, "unsafe-dev", false, "accept the trust domain of deputy dev, whose grants prove nothing")
+	requireFlags(cmd, "config")
 	return cmd
 }
 
@@ -120,13 +123,13 @@ func runProxy(ctx context.Context, cfg *proxyConfig, config string, unsafeDev bo
 		}
 		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", t.Listen)
 		if err != nil {
-			return fmt.Errorf("target %s: %w", t.Name, err)
+			return fmt.Errorf("target %s: %w", t.Name, portTaken(err))
 		}
 		g.Go(func() error { return engine.Serve(gctx, l) })
 	}
 	renewals, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.RenewalListen)
 	if err != nil {
-		return fmt.Errorf("renewal listener: %w", err)
+		return fmt.Errorf("renewal_listen: %w", portTaken(err))
 	}
 	broker, err := spiffeid.FromSegments(id.TrustDomain(), "deputy", "broker")
 	if err != nil {

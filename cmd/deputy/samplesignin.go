@@ -54,23 +54,29 @@ func (c *sampleSignInConfig) check() error {
 func newSampleSignInCommand() *cobra.Command {
 	var config string
 	cmd := &cobra.Command{
-		Use:   "sample-signin",
+		Use:   "sample-signin --config sample-signin.yaml",
 		Short: "Run the sample sign-in server of the demo (loopback only, sample users)",
-		Args:  cobra.NoArgs,
+		Long: "An OpenID provider for trying things: users and their passwords stand in its configuration, which\n" +
+			"`deputy init --sample-user` writes. It refuses to listen anywhere but on loopback.",
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := loadConfig(config, (*sampleSignInConfig).check)
 			if err != nil {
 				return err
 			}
 			cfg.Cert, cfg.Key = beside(config, cfg.Cert), beside(config, cfg.Key)
+			if err := checkPrivate(cfg.Key); err != nil {
+				return fmt.Errorf("starting the sample sign-in server: %w", err)
+			}
 			l, err := (&net.ListenConfig{}).Listen(cmd.Context(), "tcp", cfg.Listen)
 			if err != nil {
-				return fmt.Errorf("starting the sample sign-in server: %w", err)
+				return fmt.Errorf("starting the sample sign-in server: %w", portTaken(err))
 			}
 			return cfg.serve(cmd.Context(), l)
 		},
 	}
-	cmd.Flags().StringVar(&config, "config", "sample-signin.yaml", "the configuration file")
+	cmd.Flags().StringVar(&config, "config", "", "configuration `file` (deputy init --sample-user writes one; required)")
+	requireFlags(cmd, "config")
 	return cmd
 }
 

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -88,12 +87,8 @@ func httpClient(caFile string) (*http.Client, error) {
 
 // readSecret reads a one-line secret from a file that only its owner may read.
 func readSecret(path string) (string, error) {
-	info, err := os.Stat(path)
-	if err != nil {
+	if err := checkPrivate(path); err != nil {
 		return "", err
-	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return "", fmt.Errorf("%s may be read by others (mode %04o); run: chmod 600 %s", filepath.Base(path), info.Mode().Perm(), path)
 	}
 	raw, err := os.ReadFile(path)
 	if err != nil {
