@@ -127,3 +127,9 @@ func copyTree(t testing.TB, from, to string) {
 		t.Fatal(err)
 	}
 }
+
+// Copy copies a file or folder of the tree, named from the root of the module, to a path.
+func Copy(t testing.TB, name, to string) {
+	t.Helper()
+	copyTree(t, filepath.Join(moduleRoot(), name), to)
+}
