@@ -32,7 +32,7 @@ func (s *session) execute(ctx context.Context, p *parts) error {
 	}
 	r, fresh := port.run, port.state.batch == s.batch
 	port.run = nil
-	if r == nil || !fresh {
+	if r == nil || !fresh || r.old() {
 		var f *fault
 		if r, f, err = s.pass(ctx, port.prepared); err != nil {
 			return err

@@ -169,7 +169,7 @@ func noStatement(name string) *fault {
 func (s *session) pass(ctx context.Context, p *prepared) (*run, *fault, error) {
 	if r := p.run; r != nil {
 		p.run = nil
-		if p.state.batch == s.batch {
+		if p.state.batch == s.batch && !r.old() {
 			return r, nil, nil
 		}
 	}
@@ -236,7 +236,7 @@ func (s *session) bind(ctx context.Context, p *parts) error {
 
 // planRuns says whether planning the statement may run what isn't known as harmless. In doubt it says so.
 func (s *session) planRuns(p *prepared) bool {
-	if p.run != nil && p.state.batch == s.batch {
+	if p.run != nil && p.state.batch == s.batch && !p.run.old() {
 		return !p.run.d.planned
 	}
 	snap := s.e.catalogs[s.database].latest()

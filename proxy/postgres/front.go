@@ -164,7 +164,7 @@ func (s *session) authorize(ctx context.Context, stmt *sqlparse.Statement) (*run
 		f, err := s.refuse(ctx, d.cmd, err)
 		return nil, f, err
 	}
-	r := &run{pass: pass, d: d, record: context.WithoutCancel(ctx), obligations: pass.Obligations()}
+	r := &run{pass: pass, d: d, made: time.Now(), record: context.WithoutCancel(ctx), obligations: pass.Obligations()}
 	if givesRows(stmt.Kind) {
 		r.limit = int64(min(r.obligations.MaxRows, 1<<31-2))
 	}

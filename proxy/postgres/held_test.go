@@ -135,3 +135,45 @@ func TestASessionHoldsBoundedStatements(t *testing.T) {
 		_ = h.Conn.Close()
 	}
 }
+
+// TestAPassDoesNotOutliveThePolicy: a batch can be kept open for as long as one likes; what it executes late is decided late.
+func TestAPassDoesNotOutliveThePolicy(t *testing.T) {
+	w := newWorld(t, []string{"analyst"})
+	h, err := w.connect().PgConn().Hijack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Conn.Close()
+	h.Frontend.SendParse(&pgproto3.Parse{Query: "select id from orders"})
+	h.Frontend.Send(&pgproto3.Flush{})
+	if err := h.Frontend.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := h.Frontend.Receive(); err != nil {
+		t.Fatal(m, err)
+	}
+	decided := len(w.ledger.all("decided"))
+	time.Sleep(2500 * time.Millisecond)
+	h.Frontend.SendBind(&pgproto3.Bind{})
+	h.Frontend.SendExecute(&pgproto3.Execute{})
+	h.Frontend.SendSync(&pgproto3.Sync{})
+	if err := h.Frontend.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	rows := 0
+	for done := false; !done; {
+		m, err := h.Frontend.Receive()
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch m.(type) {
+		case *pgproto3.DataRow:
+			rows++
+		case *pgproto3.ReadyForQuery:
+			done = true
+		}
+	}
+	if now := len(w.ledger.all("decided")); now != decided+1 || rows != 50 {
+		t.Errorf("%d decisions for a late Execute, %d rows; want one more decision and 50 rows", now-decided, rows)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/deputymesh/deputy/policy"
 	"github.com/deputymesh/deputy/proxy"
@@ -13,6 +14,7 @@ import (
 type run struct {
 	pass Pass
 	d    *decision
+	made time.Time
 	// record is for outcomes, which are recorded when the session is over, too.
 	record context.Context
 	// obligations of the pass; limit is its largest number of rows, 0 for none.
@@ -36,6 +38,12 @@ type run struct {
 	used bool // it went to the target
 	over bool // its outcome is recorded
 }
+
+// passAge is how long the pass of a Parse or Bind counts for the Execute that follows: what is executed later is decided anew,
+// by the policy of then.
+const passAge = 2 * time.Second
+
+func (r *run) old() bool { return time.Since(r.made) > passAge }
 
 // wait returns when the decision is durable: before that nothing of the answer leaves.
 func (r *run) wait(ctx context.Context) error {
