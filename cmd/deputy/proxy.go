@@ -72,6 +72,9 @@ func runProxy(ctx context.Context, cfg *proxyConfig, config string, unsafeDev bo
 		return err
 	}
 	logger := slog.Default().With("role", "proxy", "proxy", cfg.Name)
+	if err := cfg.readSecrets(config); err != nil {
+		return err
+	}
 	log, err := openAudit(cfg.Audit, config, id, unsafeDev && cfg.TrustDomain == devTrustDomain)
 	if err != nil {
 		return err
@@ -232,6 +235,19 @@ func (c *proxyConfig) core(ident *identity, state *proxy.State, tokens actor.Ide
 	return core, names, err
 }
 
+// readSecrets reads the passwords of all accounts.
+func (c *proxyConfig) readSecrets(config string) (err error) {
+	for _, t := range c.Targets {
+		for i := range t.Postgres.Accounts {
+			a := &t.Postgres.Accounts[i]
+			if a.password, err = readSecret(beside(config, a.PasswordFile)); err != nil {
+				return fmt.Errorf("target %s, account %s: %w", t.Name, a.Name, err)
+			}
+		}
+	}
+	return nil
+}
+
 func (t *targetConfig) engine(config string, td spiffeid.TrustDomain, core *proxy.Core, name target.Name, pool *sqlparse.Pool, server *tls.Config, logger *slog.Logger) (proxy.Engine, error) {
 	p := t.Postgres
 	cas, err := readPool(beside(config, p.CAFile))
@@ -240,11 +256,7 @@ func (t *targetConfig) engine(config string, td spiffeid.TrustDomain, core *prox
 	}
 	var accounts []postgres.Account
 	for _, a := range p.Accounts {
-		password, err := readSecret(beside(config, a.PasswordFile))
-		if err != nil {
-			return nil, fmt.Errorf("target %s, account %s: %w", t.Name, a.Name, err)
-		}
-		accounts = append(accounts, postgres.Account{Name: a.Name, Password: password, Roles: a.Roles})
+		accounts = append(accounts, postgres.Account{Name: a.Name, Password: a.password, Roles: a.Roles})
 	}
 	return postgres.New(postgres.Config{
 		Core: postgres.ForTarget(core, name), Target: name.ID(td), TLS: server,

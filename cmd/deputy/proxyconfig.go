@@ -78,6 +78,8 @@ type accountConfig struct {
 	Name         string   `yaml:"name"`
 	PasswordFile string   `yaml:"password_file"`
 	Roles        []string `yaml:"roles"`
+
+	password string // what stands in PasswordFile, once read
 }
 
 func (c *proxyConfig) id(unsafeDev bool) (spiffeid.ID, error) {
