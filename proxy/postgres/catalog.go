@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -66,6 +67,8 @@ type snapshot struct {
 	knownTypes map[qname]bool
 	// harmlessOIDs are those of knownTypes whose input runs nothing but what is vouched for.
 	harmlessOIDs map[uint32]bool
+	// views is the same with the search_path as each account has it: PostgreSQL leaves out schemas that it may not use.
+	views map[string]*snapshot
 	// casts says that there are casts by functions of others, which SQL text doesn't show.
 	casts bool
 }
@@ -81,6 +84,31 @@ func (s *snapshot) find(schema, name string) *relation {
 		}
 	}
 	return nil
+}
+
+// as gives the snapshot as an account sees it; one that isn't known sees PostgreSQL's own schema only.
+func (s *snapshot) as(account string) *snapshot {
+	if v := s.views[account]; v != nil {
+		return v
+	}
+	v := *s
+	v.schemas = s.schemas[:1:1]
+	return &v
+}
+
+// view makes what the account sees that may use the schemas.
+func (s *snapshot) view(usable map[string]bool) *snapshot {
+	v := *s
+	v.schemas = []string{"pg_catalog"}
+	for _, name := range s.schemas[1:] {
+		if usable[name] {
+			v.schemas = append(v.schemas, name)
+		}
+	}
+	if len(v.schemas) > 1 {
+		v.creation = v.schemas[1]
+	}
+	return &v
 }
 
 // owners gives the schemas where a name of others can resolve to, out of those in the table.
@@ -213,7 +241,11 @@ func (c *catalog) load(ctx context.Context) (*snapshot, error) {
 			return nil, err
 		}
 	}
-	l := &loader{ctx: ctx, conn: c.conn, s: &snapshot{
+	var accounts []string
+	for _, a := range c.e.cfg.Accounts {
+		accounts = append(accounts, quoteLiteral(a.Name))
+	}
+	l := &loader{ctx: ctx, conn: c.conn, accounts: strings.Join(accounts, ", "), s: &snapshot{
 		schemas:   append([]string{"pg_catalog"}, c.e.cfg.Schemas...),
 		relations: map[qname]*relation{}, byOID: map[uint32]*relation{},
 		functions: map[string][]string{}, operators: map[string][]string{}, types: map[string][]string{},

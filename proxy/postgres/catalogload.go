@@ -14,7 +14,9 @@ type loader struct {
 	ctx  context.Context
 	conn *pgconn.PgConn
 	s    *snapshot
-	err  error
+	// accounts are the names of those that agents use, quoted.
+	accounts string
+	err      error
 }
 
 // firstUserOID is the first that initdb doesn't give out: what is above belongs to somebody.
@@ -44,7 +46,9 @@ const (
 	queryFunctions = `select distinct n.nspname, p.proname
 		from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
 		where (n.nspname <> 'pg_catalog' and n.nspname <> 'information_schema') or p.oid >= ` + firstUserOID
-	querySystem  = `select distinct p.proname from pg_catalog.pg_proc p where p.pronamespace = 'pg_catalog'::pg_catalog.regnamespace and p.oid < ` + firstUserOID
+	querySystem = `select distinct p.proname from pg_catalog.pg_proc p where p.pronamespace = 'pg_catalog'::pg_catalog.regnamespace and p.oid < ` + firstUserOID
+	queryUsable = `select r.rolname, n.nspname from pg_catalog.pg_roles r, pg_catalog.pg_namespace n
+		where n.nspname !~ '^pg_(toast|temp_)' and pg_catalog.has_schema_privilege(r.oid, n.oid, 'usage') and r.rolname in (`
 	querySchemas = `select nspname from pg_catalog.pg_namespace`
 	// Operators and input functions written in C by an extension, immutable or stable, count as vouched for:
 	// only a superuser can install them.
@@ -136,6 +140,13 @@ func (l *loader) run() error {
 			l.s.types[string(v[1])] = append(l.s.types[string(v[1])], string(v[0]))
 		}
 	})
+	usable := map[string]map[string]bool{}
+	l.query(queryUsable+l.accounts+")", 2, func(v [][]byte) {
+		if usable[string(v[0])] == nil {
+			usable[string(v[0])] = map[string]bool{}
+		}
+		usable[string(v[0])][string(v[1])] = true
+	})
 	l.query(queryCasts, 1, func(v [][]byte) { l.s.casts = string(v[0]) != "0" })
 	l.exec("commit")
 	if l.err != nil {
@@ -143,6 +154,10 @@ func (l *loader) run() error {
 	}
 	l.s.relate(parents)
 	l.s.lookBehind(uses)
+	l.s.views = map[string]*snapshot{}
+	for account, schemas := range usable {
+		l.s.views[account] = l.s.view(schemas)
+	}
 	return nil
 }
 

@@ -70,6 +70,7 @@ func (d *decider) decide(ctx context.Context, stmt *sqlparse.Statement) (*decisi
 			return dec, errors.Join(objection(classTarget, "the target's catalogue can't be read, so nothing can be decided; try again"), err)
 		}
 	}
+	snap = snap.as(d.account)
 	dec.snap = snap
 	b := &opBuilder{d: d, dec: dec}
 	if err := b.build(); err != nil {

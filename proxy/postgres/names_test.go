@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/deputymesh/deputy/internal/testpg"
+	"github.com/deputymesh/deputy/proxy/postgres"
 )
 
 // TestNoNameHidesAMaskedRow tries names that PostgreSQL resolves in one way and a reader of the text easily in another: the
@@ -46,5 +47,25 @@ func TestNoNameHidesAMaskedRow(t *testing.T) {
 	got, err := table(t.Context(), conn, "select j from (customers a join orders b on a.id = b.id) as j limit 1")
 	if err != nil || len(got) != 1 || got[0] != "∅" {
 		t.Errorf("the row of a join: %v %v", got, err)
+	}
+}
+
+// TestASchemaThatTheAccountMayNotUseIsNotInItsPath: PostgreSQL passes over it, and a name means what the next schema has.
+func TestASchemaThatTheAccountMayNotUseIsNotInItsPath(t *testing.T) {
+	pg := testpg.Start(t)
+	pg.Exec("create schema closed", "create table closed.customers (id int, email int)", "create table closed.gone (id int)")
+	w := worldOf(t, pg, []string{"analyst"}, func(c *postgres.Config) { c.Schemas = []string{"closed", "public"} })
+	conn := w.connect()
+	for _, sql := range []string{
+		"select upper(email) from customers", "select row_to_json(customers) from customers", "select id from customers where email like 'ada@%'", "select id from gone",
+	} {
+		got, err := table(t.Context(), conn, sql)
+		if sqlState(err) != "42501" {
+			t.Errorf("%s: %v %v", sql, got, err)
+		}
+	}
+	got, err := table(t.Context(), conn, "select upper(name), email from customers where id = 1")
+	if err != nil || len(got) != 1 || got[0] != "ADA|a***@example.com" {
+		t.Errorf("%v %v", got, err)
 	}
 }
