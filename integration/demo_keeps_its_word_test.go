@@ -12,6 +12,7 @@ import (
 // The demo, with race-enabled programs: it ends well, masks, refuses by name, names the chain, verifies, and
 // leaves nothing behind.
 func TestDemoKeepsItsWord(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	for _, p := range []string{"scripts", "examples/demo/shop.sql", "examples/policy"} {
 		testmesh.Copy(t, p, filepath.Join(dir, p))

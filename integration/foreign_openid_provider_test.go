@@ -14,6 +14,7 @@ import (
 // Users sign in at an OpenID provider that isn't ours (npm's oidc-provider, RS256), and everything behind
 // the sign-in works as with the sample server.
 func TestForeignOpenIDProvider(t *testing.T) {
+	t.Parallel()
 	m := testmesh.Start(t, testmesh.ForeignProvider())
 	alice, oscar := m.Login(t, "alice"), m.Login(t, "oscar")
 	who := alice.Deputy(t, "whoami")

@@ -13,6 +13,7 @@ import (
 // With the public keys alone anybody can tell whether the logs are whole: a flipped bit, a cut end, a
 // missing file, a log rolled back or signed by another key doesn't pass.
 func TestLogVerifiesOffline(t *testing.T) {
+	t.Parallel()
 	m := testmesh.Start(t)
 	alice := m.Login(t, "alice")
 	work := func(n int) {

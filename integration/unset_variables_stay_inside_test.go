@@ -78,8 +78,8 @@ func TestUnsetVariablesStayInside(t *testing.T) {
 		}
 	})
 	t.Run("no secret of the target", func(t *testing.T) {
-		r := alice.Run(t, testmesh.Nested, "sh", "-c", `env; cat "$PGSERVICEFILE" "$PGPASSFILE"; cat /proc/$PPID/environ 2>/dev/null`)
-		if strings.Contains(r.Stdout, "app-Pa55") || strings.Contains(r.Stdout, "shop_app") || !strings.Contains(r.Stdout, "PGHOST=") {
+		r := alice.Run(t, testmesh.Nested, "sh", "-c", `env; stat -c 'mode %a' "$PGSERVICEFILE" "$PGPASSFILE"; cat "$PGSERVICEFILE" "$PGPASSFILE"; cat /proc/$PPID/environ 2>/dev/null`)
+		if strings.Contains(r.Stdout, "app-Pa55") || strings.Contains(r.Stdout, "shop_app") || !strings.Contains(r.Stdout, "PGHOST=") || strings.Count(r.Stdout, "mode 600\n") != 2 {
 			t.Errorf("what an agent sees: %s", r)
 		}
 	})

@@ -16,5 +16,6 @@ func TestWithoutRoot(t *testing.T) {
 		}
 		return
 	}
+	t.Parallel()
 	testmesh.RunUnprivileged(t, "^(TestChainReachesTheRecord|TestNestedAgentsAreGraded|TestUnsetVariablesStayInside|TestRunPassesEverythingThrough|TestNoRecordNoCommand|TestStolenCredentialIsUseless|TestWithoutRoot)$")
 }

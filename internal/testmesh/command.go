@@ -133,23 +133,29 @@ func (l *Live) Type(text string) {
 }
 
 // Await waits until its output holds a word n times.
-func (l *Live) Await(word string, n int) {
+func (l *Live) Await(word string, n int) { l.t.Helper(); l.await(l.stdout, word, n) }
+
+// AwaitError waits until its error output holds a word n times.
+func (l *Live) AwaitError(word string, n int) { l.t.Helper(); l.await(l.stderr, word, n) }
+
+func (l *Live) await(in *logBuffer, word string, n int) {
 	l.t.Helper()
 	limit := time.After(patience)
 	for {
-		text, wake := l.stdout.read()
+		text, wake := in.read()
 		if strings.Count(text, word) >= n {
 			return
 		}
 		select {
 		case <-wake:
+			continue
 		case <-l.done:
-			if text, _ = l.stdout.read(); strings.Count(text, word) >= n {
+			if text, _ = in.read(); strings.Count(text, word) >= n {
 				return
 			}
-			l.t.Fatalf("%q ended before it wrote %q %d times:\n%s\n%s", l.args, word, n, tail(text), tail(l.Errors()))
+			l.t.Fatalf("%q ended before it wrote %q %d times:\n%s\n%s", l.args, word, n, tail(l.Output()), tail(l.Errors()))
 		case <-limit:
-			l.t.Fatalf("%q did not write %q %d times within %s:\n%s\n%s", l.args, word, n, patience, tail(text), tail(l.Errors()))
+			l.t.Fatalf("%q did not write %q %d times within %s:\n%s\n%s", l.args, word, n, patience, tail(l.Output()), tail(l.Errors()))
 		}
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -17,13 +16,13 @@ import (
 )
 
 func main() {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	acts := map[string]func(context.Context, []string) error{
 		"pgx":        unmodifiedPgx,
 		"credential": revealCredential,
 		"present":    presentCredential,
-		"id-token":   revealIDToken,
+		"hold":       holdConnection,
 	}
 	if len(os.Args) < 2 || acts[os.Args[1]] == nil {
 		fmt.Fprintln(os.Stderr, "agentprobe: which act?")
@@ -104,21 +103,5 @@ func revealCredential(ctx context.Context, args []string) error {
 		return err
 	}
 	fmt.Println(c.Reveal())
-	return nil
-}
-
-// revealIDToken prints the user's ID token, which travels at the end of every credential.
-func revealIDToken(ctx context.Context, args []string) error {
-	agent, err := client.FromEnvironment(ctx)
-	if err != nil {
-		return err
-	}
-	defer agent.Close()
-	c, err := agent.Credential(ctx, args[0])
-	if err != nil {
-		return err
-	}
-	parts := strings.Split(c.Reveal(), "~")
-	fmt.Println(parts[len(parts)-1])
 	return nil
 }

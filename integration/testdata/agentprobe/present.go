@@ -17,7 +17,12 @@ import (
 
 // presentCredential connects to a proxy (ADDRESS) with this agent's own SVID and presents the credential in
 // FILE, whoever's it is.
-func presentCredential(ctx context.Context, args []string) error {
+func presentCredential(ctx context.Context, args []string) error { return present(ctx, args, false) }
+
+// holdConnection is presentCredential, and then waits for what the proxy does.
+func holdConnection(ctx context.Context, args []string) error { return present(ctx, args, true) }
+
+func present(ctx context.Context, args []string, hold bool) error {
 	credential, err := os.ReadFile(args[1])
 	if err != nil {
 		return err
@@ -32,7 +37,7 @@ func presentCredential(ctx context.Context, args []string) error {
 		return err
 	}
 	defer raw.Close()
-	if err := raw.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := raw.SetDeadline(time.Now().Add(2 * time.Minute)); err != nil {
 		return err
 	}
 	plain := pgproto3.NewFrontend(raw, raw)
@@ -67,7 +72,9 @@ func presentCredential(ctx context.Context, args []string) error {
 			return nil
 		case *pgproto3.ReadyForQuery:
 			fmt.Println("let in")
-			return nil
+			if !hold {
+				return nil
+			}
 		case *pgproto3.AuthenticationOk, *pgproto3.ParameterStatus, *pgproto3.BackendKeyData:
 		default:
 			return errors.New("an unexpected message")
