@@ -9,7 +9,10 @@ import (
 
 // Line is the record on one line, for people who watch a log.
 func (r *Record) Line() string {
-	parts := []string{r.Time.UTC().Format("2006-01-02T15:04:05.000Z"), fmt.Sprintf("%-17s", r.Type), r.summary()}
+	parts := []string{r.Time.UTC().Format("2006-01-02T15:04:05.000Z"), fmt.Sprintf("%-17s", r.Type)}
+	if what := r.summary(); what != "" {
+		parts = append(parts, what)
+	}
 	if who := r.Chain.short(); who != "" {
 		parts = append(parts, " "+who)
 	}
@@ -70,7 +73,11 @@ func (r *Record) summary() string {
 	case *Masked:
 		return maskedText(e.Counts)
 	case *Completed:
-		return strings.TrimSpace(fmt.Sprintf("%s %s, %s %s", printable(e.Status), printable(e.Code), counted(e.Rows, "row"), maskedText(e.Masked)))
+		status := printable(e.Status)
+		if e.Code != "" {
+			status += " " + printable(e.Code)
+		}
+		return strings.TrimSpace(fmt.Sprintf("%s, %s %s", status, counted(e.Rows, "row"), maskedText(e.Masked)))
 	case *OutcomeUnknown:
 		return fmt.Sprintf("forwarded: %v%s", e.Forwarded, reason(e.Reason))
 	case *Refused:
@@ -80,7 +87,11 @@ func (r *Record) summary() string {
 		}
 		return fmt.Sprintf("%s%s %s%s", printable(e.Class), times, printable(e.Peer), reason(e.Reason))
 	case *Revoked:
-		return fmt.Sprintf("%s %s by %s%s", printable(e.Kind), printable(e.Value), printable(e.By), reason(e.Reason))
+		by := ""
+		if e.By != "" { // a proxy hears from the broker what, not by whom
+			by = " by " + printable(e.By)
+		}
+		return fmt.Sprintf("%s %s%s%s", printable(e.Kind), printable(e.Value), by, reason(e.Reason))
 	case *OperatorCall:
 		return fmt.Sprintf("%s: %s by %s %s%s", e.Result, printable(e.Call), printable(e.Subject), printable(e.Object), reason(e.Reason))
 	case *PolicyLoaded:

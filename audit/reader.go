@@ -85,6 +85,56 @@ func (r *Reader) Follow(ctx context.Context, interval time.Duration) iter.Seq2[*
 	}
 }
 
+// Damaged says, once Next has found the end, whether more of the log stands behind it: then what Next returned isn't all.
+// It is nil in the middle of a log, and while the log's writer goes on.
+func (r *Reader) Damaged() error {
+	if r.at == nil {
+		return r.headless()
+	}
+	s := &scanner{r: r.at, end: r.end, off: r.off}
+	_, err := s.tail()
+	var damage *damageError
+	if !errors.As(err, &damage) {
+		return err
+	}
+	// Frames that came while the tail was read aren't behind a damaged one.
+	if _, again := readFrame(r.at, r.off, r.end); again == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: segment %s: %w", ErrCorrupt, segmentName(r.number), err)
+}
+
+// headless finds contents in a log whose first segment has no header.
+func (r *Reader) headless() error {
+	numbers, err := listSegments(r.fsys)
+	if r.begun || err != nil || len(numbers) == 0 {
+		return err
+	}
+	f, err := r.fsys.Open(segmentName(numbers[0]))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	buf := make([]byte, blockSize)
+	for at := 0; ; at++ {
+		n, err := io.ReadFull(f, buf)
+		if at > 0 && !isZero(buf[:n]) {
+			break
+		}
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+	seg, err := openSegmentFile(r.fsys, numbers[0])
+	if err == nil { // it was begun meanwhile
+		return seg.close()
+	}
+	return fmt.Errorf("%w: %w", ErrCorrupt, err)
+}
+
 // Close releases the segment that is open.
 func (r *Reader) Close() error {
 	if r.close == nil {

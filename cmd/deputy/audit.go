@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"iter"
 	"os"
 	"path/filepath"
@@ -39,13 +38,15 @@ func newAuditTailCommand() *cobra.Command {
 	var follow, asJSON bool
 	var last int
 	cmd := &cobra.Command{
-		Use:     "tail [flags] DIR",
-		Short:   "Print the last records of a log, and those that come",
-		Example: "  deputy audit tail -f mesh/proxy/log",
-		Args:    cobra.ExactArgs(1),
+		Use:   "tail [flags] DIR",
+		Short: "Print the last records of a log, and those that come",
+		Long: "Prints one line per record: when, what, who (user > agent > agent; a ? marks an agent that only its parent vouches\n" +
+			"for), and the ids of task and record that `deputy audit show` takes.",
+		Example: "  deputy audit tail -f mesh/proxy/audit",
+		Args:    oneArg("the folder of a log"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if last < 0 {
-				return errors.New("-n: want a number of records that isn't negative")
+				return errors.New("-n: a number of records that isn't negative is expected")
 			}
 			return auditTail(cmd.Context(), cmd.OutOrStdout(), args[0], last, follow, asJSON)
 		},
@@ -80,8 +81,8 @@ func auditTail(ctx context.Context, out io.Writer, dir string, last int, follow,
 			return err
 		}
 	}
-	if !follow {
-		return nil
+	if err := damaged(dir, r); err != nil || !follow {
+		return err
 	}
 	for rec, err := range r.Follow(ctx, 100*time.Millisecond) {
 		if err != nil {
@@ -116,8 +117,8 @@ func newAuditShowCommand() *cobra.Command {
 			"Give the task's id (txn), or the id of a record, such as the one in an error message. With several logs (the\n" +
 			"issuer's, the broker's, the proxies') the picture is whole. It shows what the logs say; `deputy audit verify` says\n" +
 			"whether they can be believed.",
-		Example: "  deputy audit show --log mesh/proxy/log --log mesh/broker/log --log mesh/issuer/log 4f0c…",
-		Args:    cobra.ExactArgs(1),
+		Example: "  deputy audit show --log mesh/issuer/audit --log mesh/broker/audit --log mesh/proxy/audit 2e5277d52bc0f7985a81248648830a26",
+		Args:    oneArg("the id of a task or of a record"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return auditShow(cmd.OutOrStdout(), logs, args[0], asJSON)
 		},
@@ -148,13 +149,24 @@ func auditShow(out io.Writer, dirs []string, what string, asJSON bool) error {
 		return err
 	}
 	tree, err := audit.BuildTree(what, logs...)
-	if err = errors.Join(err, done()); err != nil {
-		return err
+	damage := done()
+	if err != nil {
+		return errors.Join(err, damage)
 	}
 	if asJSON {
-		return writeJSON(out, tree)
+		err = writeJSON(out, tree)
+	} else {
+		err = tree.WriteText(out)
 	}
-	return tree.WriteText(out)
+	return errors.Join(err, damage)
+}
+
+// damaged says that a log goes on behind what could be read.
+func damaged(dir string, r *audit.Reader) error {
+	if err := r.Damaged(); err != nil {
+		return fmt.Errorf("the log in %s goes on behind what can be read: %w; don't rely on what is shown, and run: deputy audit verify", dir, err)
+	}
+	return nil
 }
 
 func newAuditVerifyCommand() *cobra.Command {
@@ -167,16 +179,21 @@ func newAuditVerifyCommand() *cobra.Command {
 			"earlier state of itself looks whole: keep its checkpoint (--save) and give it to the next verification (--seen).\n\n" +
 			"Exit status: 0 all holds; 1 couldn't look; 2 the evidence doesn't hold; 3 all holds, but a log ends in an\n" +
 			"unfinished frame, which a crash leaves behind and nobody relied on.",
-		Example: "  deputy audit verify --keys mesh/public/audit-keys.json mesh/proxy/log mesh/broker/log\n" +
-			"  deputy audit verify --keys audit-keys.json --record 01927f3c-… mesh/proxy/log",
-		Args: cobra.MinimumNArgs(1),
+		Example: "  deputy audit verify --keys mesh/public/audit-keys.json mesh/issuer/audit mesh/broker/audit mesh/proxy/audit\n" +
+			"  deputy audit verify --keys audit-keys.json --record 01927f3c-8a6e-7c3b-9d52-1f0e6b7a8c9d mesh/proxy/audit",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return errors.New("the folder of at least one log is expected")
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.dirs = args
 			return auditVerify(cmd.OutOrStdout(), o)
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.keys, "keys", "", "the operator's list of public keys (audit-keys.json)")
+	f.StringVar(&o.keys, "keys", "", "the operator's list of public keys (`file` audit-keys.json; required)")
 	f.StringArrayVar(&o.seen, "seen", nil, "file with a checkpoint that a log must contain (repeat it)")
 	f.StringVar(&o.record, "record", "", "prove this record: that it is in its frame, and the frame in the log")
 	f.StringVar(&o.save, "save", "", "folder to keep each log's last checkpoint in, when all holds")
@@ -187,23 +204,29 @@ func newAuditVerifyCommand() *cobra.Command {
 }
 
 func openAuditLog(dir string) (*audit.Reader, error) {
-	fsys := os.DirFS(dir)
-	if _, err := fs.ReadDir(fsys, "."); err != nil {
-		return nil, fmt.Errorf("opening the log in %s: %w", dir, err)
+	if err := checkLogFolder(dir); err != nil {
+		return nil, err
 	}
-	names, err := fs.Glob(fsys, "*.segment")
+	return audit.NewReader(os.DirFS(dir)), nil
+}
+
+func checkLogFolder(dir string) error {
+	if _, err := os.ReadDir(dir); err != nil {
+		return fmt.Errorf("opening the log: %w", err)
+	}
+	names, err := filepath.Glob(filepath.Join(dir, "*.segment"))
 	if err != nil || len(names) == 0 {
-		return nil, fmt.Errorf("opening the log in %s: no segments there; give the folder that a role's configuration names as its log", dir)
+		return fmt.Errorf("opening the log in %s: no segments there; give the folder that a role's configuration names under audit", dir)
 	}
-	return audit.NewReader(fsys), nil
+	return nil
 }
 
 func openAuditLogs(dirs []string) (logs []iter.Seq2[*audit.Record, error], done func() error, err error) {
 	var readers []*audit.Reader
 	done = func() error {
 		var errs []error
-		for _, r := range readers {
-			errs = append(errs, r.Close())
+		for i, r := range readers {
+			errs = append(errs, damaged(dirs[i], r), r.Close())
 		}
 		return errors.Join(errs...)
 	}

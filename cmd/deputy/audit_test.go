@@ -158,3 +158,31 @@ func TestAuditCommandsSayWhatIsWrong(t *testing.T) {
 		})
 	}
 }
+
+// A byte changed in the middle must not look like the end of the log.
+func TestAuditReadersSayThatALogGoesOnBehindDamage(t *testing.T) {
+	for name, offset := range map[string]int64{"header": 100, "first frame": 4096 + 200, "second frame": 8192 + 200} {
+		dir, _, _ := auditLogFixture(t)
+		f, err := os.OpenFile(filepath.Join(dir, "0000000000000000.segment"), os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var b [1]byte
+		if _, err := f.ReadAt(b[:], offset); err != nil {
+			t.Fatal(err)
+		}
+		b[0] ^= 1
+		if _, err := f.WriteAt(b[:], offset); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for _, args := range [][]string{{"tail", dir}, {"show", "--log", dir, "7a11"}} {
+			out, err := runAudit(args...)
+			if err == nil || !strings.Contains(err.Error(), "deputy audit verify") || !errors.Is(err, audit.ErrCorrupt) {
+				t.Errorf("%s, %s: %v\n%s", name, args[0], err, out)
+			}
+		}
+	}
+}

@@ -53,6 +53,9 @@ func auditVerify(out io.Writer, o auditVerifyOptions) error {
 	used := make(map[string]bool)
 	proved := false
 	for _, dir := range o.dirs {
+		if err := checkLogFolder(dir); err != nil {
+			return err
+		}
 		report, err := verifyLog(dir, keys, opts, seen, used)
 		if opts.Record != "" && errors.Is(err, audit.ErrNotFound) && len(o.dirs) > 1 {
 			// The record is in one of the logs; the others are verified without it.
@@ -161,28 +164,35 @@ func printReport(out io.Writer, v auditVerdict) error {
 		verdict = "VERIFIED, ends in an unfinished frame"
 	}
 	fmt.Fprintf(&b, "%s: %s\n", v.Dir, verdict)
-	fmt.Fprintf(&b, "  log          %q\n", r.Origin)
-	fmt.Fprintf(&b, "  records      %d in %d frames, %d segments, from number %d\n", r.Records, r.Frames, r.Segments, r.FirstSeq)
+	if r.Origin != "" {
+		fmt.Fprintf(&b, "  log          %q\n", r.Origin)
+	}
+	fmt.Fprintf(&b, "  records      %s in %s, %s, from number %d\n", counted(int(r.Records), "record"), counted(int(r.Frames), "frame"), counted(int(r.Segments), "segment"), r.FirstSeq)
 	if r.Records > 0 {
 		fmt.Fprintf(&b, "  time         %s to %s\n", r.First.UTC().Format(time.RFC3339), r.Last.UTC().Format(time.RFC3339))
 	}
 	c := r.Credentials
-	fmt.Fprintf(&b, "  credentials  %d verified again, every signature; %d records carry a chain", c.Verified, c.Records)
+	fmt.Fprintf(&b, "  credentials  %d verified again, every signature; %s with a chain", c.Verified, counted(int(c.Records), "record"))
 	if c.Without > 0 {
 		fmt.Fprintf(&b, ", %d of them without a kept credential", c.Without)
 	}
 	b.WriteByte('\n')
 	if c.RecordedKeys > 0 {
-		fmt.Fprintf(&b, "               the sign-in provider's keys of %d came from the log itself: put them on the list of keys\n", c.RecordedKeys)
+		fmt.Fprintf(&b, "               %d rest on sign-in keys that only the log holds; to trust the provider instead, put its jwks into the\n               list of keys (identity_providers, docs/spec/audit-log.md)\n", c.RecordedKeys)
 	}
 	if r.Dev {
 		b.WriteString("  dev          written by `deputy dev`: the grants prove nothing\n")
 	}
-	ended := "still open, or its writer crashed"
-	if r.Closed {
-		ended = "closed cleanly"
+	switch {
+	case len(r.Problems) > 0: // what was read ends where the first problem is
+	case r.Closed:
+		b.WriteString("  end          closed cleanly")
+	default:
+		b.WriteString("  end          still open, or its writer crashed")
 	}
-	fmt.Fprintf(&b, "  end          %s; %d starts after a crash, %d unknown outcomes, %d decisions without an outcome yet\n", ended, r.Recoveries, r.Unknown, len(r.Open))
+	if len(r.Problems) == 0 {
+		fmt.Fprintf(&b, "; %s after a crash, %s, %s without an outcome yet\n", counted(int(r.Recoveries), "start"), counted(int(r.Unknown), "unknown outcome"), counted(len(r.Open), "decision"))
+	}
 	if t := r.Torn; t != nil {
 		fmt.Fprintf(&b, "  torn tail    %d bytes at offset %d of segment %d: never acknowledged to anybody\n", t.Bytes, t.Offset, t.Segment)
 	}

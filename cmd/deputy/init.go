@@ -99,7 +99,7 @@ func newInitCommand() *cobra.Command {
 			"    --postgres orders-db=127.0.0.1:5432/shop --postgres-ca db-ca.pem --account analyst=shop_app:shop.password \\\n" +
 			"    --role analysts=analyst --operator dbas=admin --agent planner --policy examples/policy \\\n" +
 			"    --uid issuer=64001 --uid broker=64002 --uid proxy=64003 --starter-uid 1000",
-		Args: cobra.ExactArgs(1),
+		Args: oneArg("the folder to make"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			plan, err := o.plan(args[0])
 			if err != nil {

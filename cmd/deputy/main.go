@@ -97,3 +97,13 @@ func hideFlags(cmd *cobra.Command, names ...string) {
 		}
 	}
 }
+
+// oneArg demands one argument, and says which.
+func oneArg(what string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if len(args) != 1 {
+			return fmt.Errorf("one argument is expected: %s", what)
+		}
+		return nil
+	}
+}

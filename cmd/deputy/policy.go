@@ -50,7 +50,9 @@ func newPolicyCommand() *cobra.Command {
 
 func newPolicyCheckCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "check FOLDER", Short: "Say what is wrong with a policy set, by file, line and column", Args: cobra.ExactArgs(1),
+		Use: "check FOLDER", Short: "Say what is wrong with a policy set, by file, line and column", Args: oneArg("the folder with the policy set"),
+		Long: "Checks policy.yaml and every .cedar file of FOLDER against the schema, the targets and the annotations.\n" +
+			"Exit status: 0 no problems, 1 problems or couldn't look.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			source, err := readPolicyFolder(args[0])
 			if err != nil {
@@ -59,7 +61,7 @@ func newPolicyCheckCommand() *cobra.Command {
 			if err := policy.Check(source); err != nil {
 				return policyProblems(cmd, args[0], err)
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s: version %d, %d files, %d targets: no problems\n", args[0], source.Version, len(source.Files), len(source.Targets))
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: version %d, %s, %s: no problems\n", args[0], source.Version, counted(len(source.Files), "file"), counted(len(source.Targets), "target"))
 			return nil
 		},
 	}
@@ -68,12 +70,14 @@ func newPolicyCheckCommand() *cobra.Command {
 func newPolicySignCommand() *cobra.Command {
 	var keyFile, out string
 	cmd := &cobra.Command{
-		Use: "sign --key FILE FOLDER", Short: "Check a policy set and sign it", Args: cobra.ExactArgs(1),
-		Long: "Signs the set with an ECDSA P-256 key (PKCS#8 PEM) and writes the JWS to --out or standard output.",
+		Use: "sign --key FILE FOLDER", Short: "Check a policy set and sign it", Args: oneArg("the folder with the policy set"),
+		Long: "Checks the set, signs it with the policy key that `deputy init` made, and writes the signed set (a JWS) to --out or\n" +
+			"standard output. `deputy policy publish` takes it from there.",
+		Example: "  deputy policy sign --key operator/policy.key --out policy.jwt policy/",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			key, err := readPrivateKey(keyFile)
 			if err != nil {
-				return err
+				return fmt.Errorf("reading the policy key: %w", err)
 			}
 			source, err := readPolicyFolder(args[0])
 			if err != nil {
@@ -101,8 +105,8 @@ func newPolicySignCommand() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&keyFile, "key", "", "policy key, PKCS#8 PEM (required)")
-	cmd.Flags().StringVarP(&out, "out", "o", "", "file to write; standard output if absent")
+	cmd.Flags().StringVar(&keyFile, "key", "", "`file` with the policy key, ECDSA P-256, PKCS#8 PEM (required)")
+	cmd.Flags().StringVarP(&out, "out", "o", "", "`file` to write (default: standard output)")
 	requireFlags(cmd, "key")
 	return cmd
 }
@@ -110,9 +114,9 @@ func newPolicySignCommand() *cobra.Command {
 func newPolicyExplainCommand() *cobra.Command {
 	var request string
 	cmd := &cobra.Command{
-		Use: "explain [--request FILE] FOLDER", Short: "Decide one request and say which policies matched, and why", Args: cobra.ExactArgs(1),
+		Use: "explain [--request FILE] FOLDER", Short: "Decide one request and say which policies matched, and why", Args: oneArg("the folder with the policy set"),
 		Long: "Reads a request as JSON, decides it by the set in FOLDER, and says for every policy which part of it matched.\n" +
-			"Such a request reads:\n\n" + exampleQuestion,
+			"Exit status: 0 allowed, 3 refused, 1 couldn't decide. Such a request reads:\n\n" + exampleQuestion,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			in := cmd.InOrStdin()
 			if request != "" && request != "-" {
@@ -150,7 +154,7 @@ func newPolicyExplainCommand() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&request, "request", "", "file with the request; standard input if absent")
+	cmd.Flags().StringVar(&request, "request", "", "`file` with the request (default: standard input)")
 	return cmd
 }
 
@@ -209,6 +213,9 @@ func printExplanation(w io.Writer, e policy.Explanation) {
 
 // readPolicyFolder reads policy.yaml and every .cedar file of a folder.
 func readPolicyFolder(dir string) (policy.Source, error) {
+	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+		return policy.Source{}, fmt.Errorf("%s: a folder with policy.yaml and .cedar files is expected, and there is none", dir)
+	}
 	m, err := loadConfig(filepath.Join(dir, "policy.yaml"), func(m *policyManifest) error {
 		if m.Version == 0 {
 			return fieldError("$.version", "the version must be 1 or more, and rise with every signed change")

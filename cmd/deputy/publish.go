@@ -17,7 +17,11 @@ func newPolicyPublishCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "publish FILE",
 		Short: "Publish a signed policy set at the broker",
-		Args:  cobra.ExactArgs(1),
+		Long: "Sends a set that `deputy policy sign` wrote to the broker, which gives it to the proxies. Only operators with the role\n" +
+			"admin may. Each proxy checks the signature itself, and never goes back to a lower version.\n\n" +
+			"Exit status: 0 every proxy has it in force; 1 it wasn't published; 3 published, but a proxy hasn't confirmed it.",
+		Example: "  deputy policy publish policy.jwt",
+		Args:    oneArg("the file that deputy policy sign wrote"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f, err := os.Open(args[0])
 			if err != nil {
