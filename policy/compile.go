@@ -154,12 +154,21 @@ func targetEntities(targets map[string]Target) types.EntityMap {
 // cedarPlace is the position in Cedar's messages: `parse error at <input>:3:7 "x": …`.
 var cedarPlace = regexp.MustCompile(`(?:parse error at )?(?:<input>:)?(\d+):(\d+):? ?`)
 
+// cedarToken is how Cedar's parser says that another token is expected.
+var cedarToken = regexp.MustCompile(`^after .*: exact got (.*) want (.*)$`)
+
 func syntaxProblem(file string, err error) *Problem {
 	p := &Problem{File: file, What: strings.TrimPrefix(err.Error(), "parser error: ")}
 	if m := cedarPlace.FindStringSubmatch(p.What); m != nil {
 		p.Line, _ = strconv.Atoi(m[1])
 		p.Column, _ = strconv.Atoi(m[2])
 		p.What = "after " + strings.Replace(p.What, m[0], "", 1)
+	}
+	// The place is that of the token behind the one that is wrong.
+	if m := cedarToken.FindStringSubmatch(p.What); m != nil {
+		if p.What = fmt.Sprintf("%q is expected before this place, not %q", m[2], m[1]); m[1] == "" {
+			p.What = fmt.Sprintf("the file ends where %q is expected", m[2])
+		}
 	}
 	return p
 }

@@ -12,7 +12,8 @@ import (
 func TestALoadErrorNamesThePlace(t *testing.T) {
 	const head = "permit (principal, action, resource)"
 	for _, c := range []struct{ name, text, want string }{
-		{"syntax", "\npermit (principal, action resource);", `bad.cedar:2:35: after ")": exact got resource want ,`},
+		{"syntax", "\npermit (principal, action resource);", `bad.cedar:2:35: "," is expected before this place, not "resource"`},
+		{"the end is missing", "\npermit (principal, action, resource)", `the file ends where ";" is expected`},
 		{"unclosed string", "permit (principal == \"x", `bad.cedar:1:`},
 		{"unknown annotation", "@mask(\"t.c=null\")\n@limits(\"rows=1\")\n" + head + ";", `bad.cedar:1:1: policy "bad.cedar:1": unknown annotation @limits`},
 		{"annotation twice", "@mask(\"t.c=null\") @mask(\"t.d=null\") " + head + ";", `duplicate annotation: @mask`},
