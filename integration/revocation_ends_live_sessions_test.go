@@ -40,7 +40,7 @@ func TestRevocationEndsLiveSessions(t *testing.T) {
 			live, chain := sleeper(t, m, alice, `; psql -XAt -c "SELECT 'came back'"`)
 
 			r := oscar.Deputy(t, "revoke", "--"+k.kind, k.of(chain), "--reason", "it went astray")
-			if r.Code != 0 || !strings.Contains(r.Stdout, "in force, 1 live sessions ended") {
+			if r.Code != 0 || !strings.Contains(r.Stdout, "in force, 1 live session") {
 				t.Fatalf("revoke: %s", r)
 			}
 			revoked := m.AwaitRecord(t, "broker", "the revocation", func(rec *audit.Record) bool {

@@ -99,7 +99,7 @@ func pgbench(t *testing.T, m *testmesh.Mesh) {
 		t.Fatalf("pgbench -i: %s", server)
 	}
 	ben := m.Login(t, "ben")
-	const clients, each = 2, 40
+	const clients, each = 2, 25
 	for _, mode := range []string{"simple", "extended", "prepared"} {
 		for _, script := range []struct {
 			name, flag string

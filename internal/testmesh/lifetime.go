@@ -1,6 +1,7 @@
 package testmesh
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"sync"
@@ -31,6 +32,11 @@ func Shared(t testing.TB) *Mesh {
 
 // Main runs the tests, then ends the shared mesh and removes the binaries. Use it as TestMain.
 func Main(m *testing.M) {
+	flag.Parse()
+	// Tests that run beside each other wait more than they work.
+	if err := flag.Set("test.parallel", "4"); err != nil {
+		panic(err)
+	}
 	code := m.Run()
 	if shared.life != nil && !shared.life.end() {
 		code = max(code, 1)

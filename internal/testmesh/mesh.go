@@ -79,7 +79,7 @@ func Start(t testing.TB, options ...Option) *Mesh {
 	for _, o := range options {
 		o(&s)
 	}
-	m := &Mesh{t: t, base: freePorts(t, 12)}
+	m := &Mesh{t: t, base: FreePorts(t, 12)}
 	// Short, since Unix sockets lie in it, and open, since other uids must pass.
 	root, err := os.MkdirTemp("/tmp", "dm")
 	if err != nil {
@@ -94,7 +94,7 @@ func Start(t testing.TB, options ...Option) *Mesh {
 		t.Fatal(err)
 	}
 	m.Provider = "https://127.0.0.1:" + strconv.Itoa(m.base+11)
-	m.startDatabase()
+	m.PG = Shop(t)
 	m.init(s)
 	for _, role := range roleNames {
 		// Small files: with the race detector it takes seconds to read the usual ones.
@@ -158,14 +158,16 @@ func (m *Mesh) Address(listener string) string {
 	return net.JoinHostPort("127.0.0.1", strconv.Itoa(m.base+offset))
 }
 
-// startDatabase starts PostgreSQL with the demo's shop, and tables for pgbench beside it.
-func (m *Mesh) startDatabase() {
-	m.PG = testpg.Start(m.t)
+// Shop starts a PostgreSQL with the demo's shop.
+func Shop(t testing.TB) *testpg.Server {
+	t.Helper()
 	shop, err := os.ReadFile(filepath.Join(moduleRoot(), "examples", "demo", "shop.sql"))
 	if err != nil {
-		m.t.Fatal(err)
+		t.Fatal(err)
 	}
-	m.PG.Exec("set role "+testpg.App, "drop table orders, customers", string(shop))
+	pg := testpg.Start(t)
+	pg.Exec("set role "+testpg.App, "drop table orders, customers", string(shop))
+	return pg
 }
 
 func (m *Mesh) init(s settings) {
@@ -234,8 +236,8 @@ func randomHex() string {
 	return hex.EncodeToString(b[:])
 }
 
-// freePorts finds n free loopback ports in a row, below those that the system gives to others.
-func freePorts(t testing.TB, n int) int {
+// FreePorts finds n free loopback ports in a row, below those that the system gives to others.
+func FreePorts(t testing.TB, n int) int {
 	t.Helper()
 	var pick [2]byte
 	for range 100 {
