@@ -12,6 +12,8 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -128,14 +130,26 @@ func runIssuer(ctx context.Context, cfg *issuerConfig, config string, unsafeDev 
 	return role.Serve(ctx, listener)
 }
 
-// seesOthers says whether this process may look at the executables of other users' processes. Init's is one that
-// belongs to root and is always there.
+// seesOthers says whether this process has CAP_SYS_PTRACE, by which it sees the executables of other users' processes.
+// Where that can't be known it says yes: the issuer goes on either way, and each refusal says what was missing.
 func seesOthers() bool {
-	if os.Geteuid() == 0 {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
 		return true
 	}
-	_, err := os.Readlink("/proc/1/exe")
-	return err == nil
+	return capPtrace(string(status))
+}
+
+// capPtrace finds CAP_SYS_PTRACE among the effective capabilities of a /proc/PID/status.
+func capPtrace(status string) bool {
+	const sysPtrace = 19
+	for line := range strings.Lines(status) {
+		if set, ok := strings.CutPrefix(line, "CapEff:"); ok {
+			caps, err := strconv.ParseUint(strings.TrimSpace(set), 16, 64)
+			return err != nil || caps&(1<<sysPtrace) != 0
+		}
+	}
+	return true
 }
 
 func (c *issuerConfig) readsExecutables() bool {

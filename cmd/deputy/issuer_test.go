@@ -296,3 +296,16 @@ func TestAStaleSocketIsReplaced(t *testing.T) {
 	}
 	l.Close()
 }
+
+func TestIssuerKnowsWhetherItSeesOtherUsersPrograms(t *testing.T) {
+	for status, want := range map[string]bool{
+		"Name:\tdeputy\nCapEff:\t0000000000000000\n": false,
+		"Name:\tdeputy\nCapEff:\t0000000000080000\n": true,
+		"Name:\tdeputy\nCapEff:\t00000000a80425fb\n": false,
+		"Name:\tdeputy\nCapEff:\t000001ffffffffff\n": true,
+	} {
+		if got := capPtrace(status); got != want {
+			t.Errorf("%q: %v, want %v", status, got, want)
+		}
+	}
+}
