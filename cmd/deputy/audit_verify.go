@@ -167,7 +167,7 @@ func printReport(out io.Writer, v auditVerdict) error {
 	if r.Origin != "" {
 		fmt.Fprintf(&b, "  log          %q\n", r.Origin)
 	}
-	fmt.Fprintf(&b, "  records      %s in %s, %s, from number %d\n", counted(int(r.Records), "record"), counted(int(r.Frames), "frame"), counted(int(r.Segments), "segment"), r.FirstSeq)
+	fmt.Fprintf(&b, "  records      %d in %s, %s, from number %d\n", r.Records, counted(int(r.Frames), "frame"), counted(int(r.Segments), "segment"), r.FirstSeq)
 	if r.Records > 0 {
 		fmt.Fprintf(&b, "  time         %s to %s\n", r.First.UTC().Format(time.RFC3339), r.Last.UTC().Format(time.RFC3339))
 	}
@@ -178,7 +178,7 @@ func printReport(out io.Writer, v auditVerdict) error {
 	}
 	b.WriteByte('\n')
 	if c.RecordedKeys > 0 {
-		fmt.Fprintf(&b, "               %d rest on sign-in keys that only the log holds; to trust the provider instead, put its jwks into the\n               list of keys (identity_providers, docs/spec/audit-log.md)\n", c.RecordedKeys)
+		fmt.Fprintf(&b, "               %d of them by sign-in keys that only the log holds; to rest on the provider instead, put its jwks\n               into the list of keys (identity_providers, docs/spec/audit-log.md)\n", c.RecordedKeys)
 	}
 	if r.Dev {
 		b.WriteString("  dev          written by `deputy dev`: the grants prove nothing\n")

@@ -108,7 +108,7 @@ func openAudit(c auditConfig, config string, role spiffeid.ID, dev bool) (*audit
 		HashKey: hashKey, Logger: slog.Default(), SegmentSize: c.SegmentBytes, Quota: c.Quota.budget(), Seen: seen,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("opening the audit log: %w", err)
+		return nil, err
 	}
 	return log, nil
 }
