@@ -130,7 +130,7 @@ func newInitCommand() *cobra.Command {
 	f.StringArrayVar(&o.agents, "agent", nil, "name of an agent that users may start (repeat; required)")
 	f.StringVar(&o.policy, "policy", "", "`folder` with the policy set to sign and start with; deputy policy check says whether it is sound (required)")
 	f.StringArrayVar(&o.uids, "uid", nil, "issuer|broker|proxy|sample-signin=UID: who runs a role (as root; repeat; default: whoever runs init)")
-	f.StringVar(&o.agentUIDs, "agent-uids", "70000-79999", "host uids for isolated agents; nothing else may use them")
+	f.StringVar(&o.agentUIDs, "agent-uids", "70000-79999", "host uids for isolated agents; nothing else may use them, no second mesh either")
 	f.IntSliceVar(&o.starterUIDs, "starter-uid", []int{os.Getuid()}, "uid of a user who may start first-level agents (repeat)")
 	f.BoolVar(&o.unsafeDev, "unsafe-dev", false, "accept the trust domain of deputy dev")
 	requireFlags(cmd, "trust-domain", "identity-provider")

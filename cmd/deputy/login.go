@@ -18,6 +18,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
 
 	"github.com/deputymesh/deputy/internal/login"
@@ -77,7 +78,7 @@ func runLogin(cmd *cobra.Command, o loginOptions) error {
 		if err != nil {
 			return err
 		}
-		return fmt.Errorf("%s is signed in here already, until %s; run `deputy logout` first", describeUser(d), d.GetExpiresAt().AsTime().Local().Format(time.DateTime))
+		return fmt.Errorf("%s is signed in here already, to the mesh %s, until %s; run `deputy logout` first", describeUser(d), printableText(d.GetMesh()), d.GetExpiresAt().AsTime().Local().Format(time.DateTime))
 	} else if !errors.Is(err, login.ErrNotSignedIn) {
 		return err
 	}
@@ -122,6 +123,24 @@ func runLogin(cmd *cobra.Command, o loginOptions) error {
 			}
 		}
 	}
+}
+
+// dialSession finds the helper of this login session, and refuses one that signed in to another mesh than the
+// configuration's.
+func dialSession(ctx context.Context, cfg *agentConfig) (*grpc.ClientConn, sessionv1.SessionClient, error) {
+	conn, rpc, err := login.Dial(ctx, cfg.RuntimeDir)
+	if err != nil {
+		return nil, nil, err
+	}
+	d, err := rpc.Describe(ctx, &sessionv1.DescribeRequest{})
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("asking the session helper: %s", status.Convert(err).Message()), conn.Close())
+	}
+	if d.GetMesh() != cfg.Mesh {
+		return nil, nil, errors.Join(fmt.Errorf("this shell is signed in to the mesh %s; the configuration is of %s. Run `deputy logout` first, or use another shell",
+			printableText(d.GetMesh()), cfg.Mesh), conn.Close())
+	}
+	return conn, rpc, nil
 }
 
 // loginSession is the process whose descendants may use the sign-in.

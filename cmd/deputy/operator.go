@@ -30,7 +30,7 @@ func operatorCall(ctx context.Context, config, act, path, contentType string, bo
 	if err != nil {
 		return err
 	}
-	conn, session, err := login.Dial(ctx, cfg.RuntimeDir)
+	conn, session, err := dialSession(ctx, cfg)
 	if err != nil {
 		return err
 	}

@@ -18,7 +18,6 @@ import (
 
 	"github.com/deputymesh/deputy/actor"
 	"github.com/deputymesh/deputy/client"
-	"github.com/deputymesh/deputy/internal/login"
 	"github.com/deputymesh/deputy/internal/supervise"
 )
 
@@ -132,7 +131,7 @@ func runAgent(ctx context.Context, o runOptions, argv []string) (int, error) {
 	if err := checkReach(o.targets, known, r.Delegation.Cap); err != nil {
 		return failed, err
 	}
-	conn, session, err := login.Dial(ctx, cfg.RuntimeDir)
+	conn, session, err := dialSession(ctx, cfg)
 	if err != nil {
 		return failed, err
 	}

@@ -10,7 +10,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/deputymesh/deputy/client"
-	"github.com/deputymesh/deputy/internal/login"
 	sessionv1 "github.com/deputymesh/deputy/proto/deputy/session/v1"
 )
 
@@ -29,7 +28,7 @@ func newWhoamiCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			conn, rpc, err := login.Dial(cmd.Context(), cfg.RuntimeDir)
+			conn, rpc, err := dialSession(cmd.Context(), cfg)
 			if err != nil {
 				return err
 			}
