@@ -35,18 +35,21 @@ func TestUnmodifiedClients(t *testing.T) {
 			t.Errorf("rows (-want +got):\n%s%s", diff, r)
 		}
 	})
-	t.Run("psql on a terminal", func(t *testing.T) {
-		c := alice.Agents(t, testmesh.Nested, m.PG.Bin("psql"), "-XAtq", "-P", "pager=off")
-		c.TTY = true
-		psql := testmesh.Begin(t, c)
-		psql.Await("=>", 1)
-		psql.Type("SELECT email FROM customers WHERE id = 3;\n")
-		psql.Await("m***@example.org", 1)
-		psql.Type("\\conninfo\n\\q\n")
-		if r := psql.Wait(patience); r.Code != 0 || !strings.Contains(r.Stdout, `database "shop"`) {
-			t.Errorf("psql on a terminal: %s", r)
-		}
-	})
+	for _, locale := range []string{"C.UTF-8", "C"} {
+		t.Run("psql on a terminal with the locale "+locale, func(t *testing.T) {
+			c := alice.Agents(t, testmesh.Nested, m.PG.Bin("psql"), "-XAtq", "-P", "pager=off")
+			c.TTY = true
+			c.Env = append(c.Env, "LC_ALL="+locale)
+			psql := testmesh.Begin(t, c)
+			psql.Await("=>", 1)
+			psql.Type("SELECT email FROM customers WHERE id = 3;\n")
+			psql.Await("m***@example.org", 1)
+			psql.Type("\\conninfo\nSHOW client_encoding;\n\\q\n")
+			if r := psql.Wait(patience); r.Code != 0 || !strings.Contains(r.Stdout, `database "shop"`) || !strings.Contains(r.Stdout, "UTF8") {
+				t.Errorf("psql on a terminal: %s", r)
+			}
+		})
+	}
 	t.Run("pgx", func(t *testing.T) {
 		r := alice.Run(t, testmesh.Nested, testmesh.Program(t, "agentprobe"), "pgx")
 		var want []string

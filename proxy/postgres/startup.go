@@ -173,7 +173,9 @@ func (s *startup) setting(key, value string) error {
 		return nil
 	}
 	if isPinned(key) {
-		if pinnedSame(key, value) {
+		// SQL_ASCII asks for bytes without conversion, as libpq does on a terminal without a locale. It gets
+		// UTF-8, and the status says so.
+		if pinnedSame(key, value) || key == "client_encoding" && strings.EqualFold(value, "SQL_ASCII") {
 			return nil
 		}
 		return &fault{code: "42501", message: fmt.Sprintf("%q is pinned at this proxy and can't be set", clip(key, 64)), hint: "Connect without it; use qualified names where search_path would matter."}
