@@ -3,7 +3,9 @@ package integration_test
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/deputymesh/deputy/internal/testmesh"
@@ -60,5 +62,9 @@ func demoFolders(t *testing.T) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return found
+	// Another user's demo may run beside this one.
+	return slices.DeleteFunc(found, func(path string) bool {
+		info, err := os.Lstat(path)
+		return err != nil || int(info.Sys().(*syscall.Stat_t).Uid) != os.Geteuid()
+	})
 }

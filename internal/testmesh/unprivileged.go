@@ -41,7 +41,7 @@ func RunUnprivileged(t *testing.T, pattern string) {
 	t.Cleanup(func() { _ = os.RemoveAll(root) })
 	home := filepath.Join(root, "home")
 	// What the tests read of the tree, since its folder may be closed to others.
-	for _, p := range []string{"go.mod", "examples/demo/shop.sql", "integration/testdata"} {
+	for _, p := range []string{"go.mod", "examples", "scripts", "integration/testdata"} {
 		copyTree(t, filepath.Join(moduleRoot(), p), filepath.Join(root, p))
 	}
 	binary := filepath.Join(root, "integration.test")
