@@ -18,10 +18,10 @@ type QuotaConfig struct {
 	MaxTrees         int // trees tracked at once; the longest idle one makes room
 }
 
-// DefaultQuota lets the busiest task work (some 15,000 commands a second at three records each) and stops one that would
-// fill a disk in minutes.
+// DefaultQuota lets the busiest task work (some 15,000 commands a second, for a minute) and stops one that would soon
+// fill a disk.
 func DefaultQuota() QuotaConfig {
-	return QuotaConfig{RecordsPerSecond: 50000, RecordBurst: 200000, BytesPerSecond: 64 << 20, ByteBurst: 512 << 20, MaxTrees: 16384}
+	return QuotaConfig{RecordsPerSecond: 50000, RecordBurst: 200000, BytesPerSecond: 16 << 20, ByteBurst: 1 << 30, MaxTrees: 16384}
 }
 
 // quota holds one budget per task tree.

@@ -71,6 +71,8 @@ type Upstream struct {
 	Address string
 	// ServerName is the name in the server's certificate; by default the host of Address.
 	ServerName string
+	// Dial connects to Address; a plain net.Dialer if nil.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// RootCAs sign the server's certificate. Required.
 	RootCAs *x509.CertPool
 	// NoChannelBinding allows SCRAM-SHA-256 without -PLUS, for poolers that can't bind.
@@ -163,6 +165,9 @@ func (c *Config) check() error {
 func (c *Config) defaults() {
 	if len(c.Schemas) == 0 {
 		c.Schemas = []string{"public"}
+	}
+	if c.Upstream.Dial == nil {
+		c.Upstream.Dial = (&net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}).DialContext
 	}
 	setDefault(&c.StartupTimeout, DefaultStartupTimeout)
 	setDefault(&c.CatalogAge, DefaultCatalogAge)

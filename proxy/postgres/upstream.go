@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -72,8 +73,7 @@ func (e *Engine) connConfig(account Account, database, application string, setti
 	if e.cfg.Upstream.NoChannelBinding {
 		cfg.ChannelBinding = "prefer"
 	}
-	dialer := &net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}
-	cfg.DialFunc = dialer.DialContext
+	cfg.DialFunc = e.cfg.Upstream.Dial
 	cfg.RuntimeParams = map[string]string{
 		"search_path":                 searchPath(e.cfg.Schemas),
 		"standard_conforming_strings": "on",
@@ -108,6 +108,13 @@ func (e *Engine) dial(ctx context.Context, account Account, database, applicatio
 	}
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
+	// When a write takes long, pgconn reads on in the background, and such a read may still wait when the connection is taken
+	// over: it would swallow the first answer. So we read where pgconn does, and not from the connection itself.
+	var reader io.Reader
+	cfg.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
+		reader = r
+		return pgproto3.NewFrontend(r, w)
+	}
 	pg, err := pgconn.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("connecting to %s: %w", e.name, err)
@@ -121,7 +128,7 @@ func (e *Engine) dial(ctx context.Context, account Account, database, applicatio
 		return nil, fmt.Errorf("connecting to %s: the server went on talking after ReadyForQuery", e.name)
 	}
 	return &upstream{
-		conn: h.Conn, in: newFrames(h.Conn), out: newSink(h.Conn),
+		conn: h.Conn, in: newFrames(reader), out: newSink(h.Conn),
 		params: h.ParameterStatuses, config: cfg, pid: h.PID, secret: h.SecretKey,
 	}, nil
 }
