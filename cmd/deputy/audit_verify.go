@@ -167,12 +167,12 @@ func printReport(out io.Writer, v auditVerdict) error {
 	if r.Origin != "" {
 		fmt.Fprintf(&b, "  log          %q\n", r.Origin)
 	}
-	fmt.Fprintf(&b, "  records      %d in %s, %s, from number %d\n", r.Records, counted(int(r.Frames), "frame"), counted(int(r.Segments), "segment"), r.FirstSeq)
+	fmt.Fprintf(&b, "  records      %d in %s, %s, from number %d\n", r.Records, counted(int(r.Frames), "frame"), counted(r.Segments, "segment"), r.FirstSeq)
 	if r.Records > 0 {
 		fmt.Fprintf(&b, "  time         %s to %s\n", r.First.UTC().Format(time.RFC3339), r.Last.UTC().Format(time.RFC3339))
 	}
 	c := r.Credentials
-	fmt.Fprintf(&b, "  credentials  %d verified again, every signature; %s with a chain", c.Verified, counted(int(c.Records), "record"))
+	fmt.Fprintf(&b, "  credentials  %d verified again, every signature; %s with a chain", c.Verified, counted(c.Records, "record"))
 	if c.Without > 0 {
 		fmt.Fprintf(&b, ", %d of them without a kept credential", c.Without)
 	}
@@ -191,7 +191,7 @@ func printReport(out io.Writer, v auditVerdict) error {
 		b.WriteString("  end          still open, or its writer crashed")
 	}
 	if len(r.Problems) == 0 {
-		fmt.Fprintf(&b, "; %s after a crash, %s, %s without an outcome yet\n", counted(int(r.Recoveries), "start"), counted(int(r.Unknown), "unknown outcome"), counted(len(r.Open), "decision"))
+		fmt.Fprintf(&b, "; %s after a crash, %s, %s without an outcome yet\n", counted(r.Recoveries, "start"), counted(int(r.Unknown), "unknown outcome"), counted(len(r.Open), "decision"))
 	}
 	if t := r.Torn; t != nil {
 		fmt.Fprintf(&b, "  torn tail    %d bytes at offset %d of segment %d: never acknowledged to anybody\n", t.Bytes, t.Offset, t.Segment)
