@@ -191,7 +191,7 @@ func printReport(out io.Writer, v auditVerdict) error {
 		b.WriteString("  end          still open, or its writer crashed")
 	}
 	if len(r.Problems) == 0 {
-		fmt.Fprintf(&b, "; %s after a crash, %s, %s without an outcome yet\n", counted(r.Recoveries, "start"), counted(int(r.Unknown), "unknown outcome"), counted(len(r.Open), "decision"))
+		fmt.Fprintf(&b, "; %s after a crash, %s, %s without an outcome yet\n", counted(r.Recoveries, "start"), counted(r.Unknown, "unknown outcome"), counted(len(r.Open), "decision"))
 	}
 	if t := r.Torn; t != nil {
 		fmt.Fprintf(&b, "  torn tail    %d bytes at offset %d of segment %d: never acknowledged to anybody\n", t.Bytes, t.Offset, t.Segment)
