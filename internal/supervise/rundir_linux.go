@@ -28,6 +28,10 @@ func PrepareRuntimeDir(path string, shared bool) error {
 	if shared {
 		mode = 0o711
 	}
+	// What leads to the folder is like any other folder; the folder itself is what is guarded.
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("making the way to the runtime folder: %w", err)
+	}
 	for _, p := range []string{path, filepath.Join(path, "a")} {
 		if err := os.MkdirAll(p, mode); err != nil {
 			return fmt.Errorf("making the runtime folder: %w", err)
