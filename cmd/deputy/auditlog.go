@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -78,6 +79,11 @@ func (c auditConfig) check() error {
 	return nil
 }
 
+// logName is the name of a role's log: the trust domain, and the role's path without /deputy.
+func logName(role spiffeid.ID) string {
+	return role.TrustDomain().Name() + strings.TrimPrefix(role.Path(), "/deputy")
+}
+
 // openAudit opens the log of a role. The key that hashes scrubbed statements is derived from the log's
 // own key, so that there is one secret to keep, and it never stands in the log.
 func openAudit(c auditConfig, config string, role spiffeid.ID, dev bool) (*audit.Log, error) {
@@ -92,6 +98,10 @@ func openAudit(c auditConfig, config string, role spiffeid.ID, dev bool) (*audit
 	key, err := audit.ParseKey(string(raw))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	// Otherwise two roles could sign with one key, and nobody could tell their logs apart.
+	if want := logName(role); key.Origin() != want {
+		return nil, fmt.Errorf("log key %s is the key of %q; this role's log is %q. Give each role its own key", path, key.Origin(), want)
 	}
 	hashKey, err := hkdf.Key(sha256.New, []byte(key.Private()), nil, "deputy audit text hash v1", sha256.Size)
 	if err != nil {

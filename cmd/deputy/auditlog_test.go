@@ -81,6 +81,21 @@ func TestAKeyThatOthersMayReadIsRefused(t *testing.T) {
 	}
 }
 
+func TestAnotherRolesLogKeyIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	key, err := audit.GenerateKey(rand.Reader, "corp.example/broker")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "audit.key"), []byte(key.Private()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err = openAudit(auditConfig{Dir: "audit", Key: "audit.key"}, filepath.Join(dir, "proxy.yaml"), spiffeid.RequireFromString("spiffe://corp.example/deputy/proxy/main"), false)
+	if err == nil || !strings.Contains(err.Error(), `"corp.example/broker"`) {
+		t.Errorf("the broker's log key at a proxy: %v", err)
+	}
+}
+
 func TestQuotaIsChecked(t *testing.T) {
 	good := auditConfig{Dir: "audit", Key: "k"}
 	for _, q := range []auditQuotaConfig{{RecordsPerSecond: -1}, {BytesPerSecond: -1}, {BytesPerSecond: 10}} {

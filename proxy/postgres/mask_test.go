@@ -135,6 +135,7 @@ func TestMaskedColumnsAreRefusedInAnyOtherPlace(t *testing.T) {
 		"select most_common_vals from pg_catalog.pg_stats where tablename = 'customers'", "select x from secrets",
 		"select first_email()", "select c.row_text from customers c", "select query_to_xml('select email from customers', true, true, '')",
 		"select table_to_xml('customers', true, true, '')", "select database_to_xml(true, true, '')",
+		"select umoptions from pg_user_mappings",
 	} {
 		_, err := table(t.Context(), conn, sql)
 		wantState(t, err, "42501", "")

@@ -251,10 +251,11 @@ func (b *opBuilder) isMasked(r *relation) bool {
 	return false
 }
 
-// showsValues lists what of PostgreSQL's own shows rows of tables or texts of other statements.
+// showsValues lists what of PostgreSQL's own shows rows of tables, texts of other statements, or secrets of the account.
 var showsValues = []string{
 	"pg_statistic", "pg_statistic_ext_data", "pg_stats", "pg_stats_ext", "pg_stats_ext_exprs",
 	"pg_stat_activity", "pg_stat_statements", "pg_largeobject", "pg_cursors", "pg_prepared_statements",
+	"pg_user_mapping", "pg_user_mappings",
 }
 
 func isSystem(r *relation) bool {
