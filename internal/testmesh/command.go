@@ -21,6 +21,8 @@ type Command struct {
 	Stdin string
 	// Env is added to the test's own environment.
 	Env []string
+	// Dir is where it starts; the test's own folder if empty.
+	Dir string
 	// TTY gives it a terminal of its own for input, output and errors; all that it writes is Stdout then.
 	TTY bool
 	// Within is how long it may take.
@@ -68,6 +70,7 @@ func Exec(t testing.TB, c Command) Result {
 func Begin(t testing.TB, c Command) *Live {
 	t.Helper()
 	cmd := exec.Command(c.Args[0], c.Args[1:]...)
+	cmd.Dir = c.Dir
 	cmd.Env = append(append(os.Environ(), raceOptions), c.Env...)
 	l := &Live{t: t, args: c.Args, cmd: cmd, done: make(chan struct{}), began: time.Now(),
 		stdout: &logBuffer{wake: make(chan struct{})}, stderr: &logBuffer{wake: make(chan struct{})}}

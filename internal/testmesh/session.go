@@ -91,7 +91,9 @@ func (s *Session) Agents(t testing.TB, agents []string, argv ...string) Command 
 		}
 		args = append(append(args, words[1:]...), "--")
 	}
-	return s.Command(append(args, argv...)...)
+	c := s.Command(append(args, argv...)...)
+	c.Dir = s.m.Root // agents run under uids that may not be able to enter the test's own folder
+	return c
 }
 
 // Nested are the agents that most tests run in.
