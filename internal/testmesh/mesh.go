@@ -124,6 +124,13 @@ func (m *Mesh) role(name string, uid uint32) *Process {
 	return p
 }
 
+// agentUIDs is a range of this mesh alone: when an agent ends, everything of its uid is killed, and other tests run meshes at
+// the same time. Ports are unique on the host while the mesh lives, so the range is, too.
+func (m *Mesh) agentUIDs() string {
+	first := 100_000 + 100*m.base
+	return fmt.Sprintf("%d-%d", first, first+99)
+}
+
 // runtimeDirs holds the runtime folders of the sessions.
 func (m *Mesh) runtimeDirs() string { return filepath.Join(m.Root, "r") }
 
@@ -177,7 +184,7 @@ func (m *Mesh) init(s settings) {
 		Deputy(m.t), "init", m.Dir, "--trust-domain", TrustDomain, "--base-port", strconv.Itoa(m.base),
 		"--identity-provider", m.Provider, "--client-id", ClientID,
 		"--postgres", fmt.Sprintf("%s=%s/%s", Target, m.PG.Address(), Database), "--postgres-ca", m.PG.CAFile,
-		"--agent", "planner", "--agent", "clerk",
+		"--agent", "planner", "--agent", "clerk", "--agent-uids", m.agentUIDs(),
 		"--policy", filepath.Join(moduleRoot(), "integration", "testdata", "policy"),
 		"--operator", "operators=admin",
 		"--uid", fmt.Sprintf("issuer=%d", issuerUID), "--uid", fmt.Sprintf("broker=%d", brokerUID),
