@@ -8,7 +8,7 @@ export DEPUTY_CACHE := $(CACHE)
 SOURCES := $(shell find . -name '*.go' -not -path './.cache/*') go.mod go.sum
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo dev test check lint fmt vectors proto crossbuild clean
+.PHONY: help build demo dev test bench check lint fmt vectors proto crossbuild clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,9 +34,15 @@ test: ## Run every test, with the race detector, against real servers and client
 	@scripts/setup test
 	$(GO) test -race -timeout 40m $(TESTFLAGS) ./...
 
+bench: ## Measure, beside PgBouncer, HAProxy and bare handlers: BENCH=regexp SECONDS=n ROUNDS=n PROFILE=dir (docs/performance.md)
+	@scripts/setup bench
+	$(GO) test -tags bench -c -o bin/bench ./integration/load
+	@BENCH='$(BENCH)' SECONDS='$(SECONDS)' ROUNDS='$(ROUNDS)' PROFILE='$(PROFILE)' RESULTS=bench/results.json bin/bench -test.run '^TestBench$$' -test.timeout 0
+
 check: lint crossbuild ## Formatting, vet, linters, import directions, the build without cgo
 	@scripts/setup build
 	$(GO) vet ./...
+	$(GO) vet -tags bench ./integration/load
 	$(GO) test -count=1 ./internal/layout
 
 lint: ## Run golangci-lint as .golangci.yml says

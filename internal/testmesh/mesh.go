@@ -58,6 +58,8 @@ type Mesh struct {
 type settings struct {
 	foreign bool
 	edits   map[string]func(string) string
+	pg      *testpg.Server
+	policy  string
 }
 
 // Option changes what Start makes.
@@ -71,11 +73,17 @@ func Edit(role string, change func(string) string) Option {
 	return func(s *settings) { s.edits[role] = change }
 }
 
+// Postgres puts the mesh in front of a server that runs already, and not of a shop of its own.
+func Postgres(pg *testpg.Server) Option { return func(s *settings) { s.pg = pg } }
+
+// Policy takes the policy set from a folder; by default it is that of the integration tests.
+func Policy(dir string) Option { return func(s *settings) { s.policy = dir } }
+
 // Start makes a mesh and waits until every role is ready. It ends with the test, and the test fails if a
 // role doesn't end when it is told to, or if the race detector spoke.
 func Start(t testing.TB, options ...Option) *Mesh {
 	t.Helper()
-	s := settings{edits: map[string]func(string) string{}}
+	s := settings{edits: map[string]func(string) string{}, policy: filepath.Join(moduleRoot(), "integration", "testdata", "policy")}
 	for _, o := range options {
 		o(&s)
 	}
@@ -94,7 +102,9 @@ func Start(t testing.TB, options ...Option) *Mesh {
 		t.Fatal(err)
 	}
 	m.Provider = "https://127.0.0.1:" + strconv.Itoa(m.base+11)
-	m.PG = Shop(t)
+	if m.PG = s.pg; m.PG == nil {
+		m.PG = Shop(t)
+	}
 	m.init(s)
 	for _, role := range roleNames {
 		// Small files: with the race detector it takes seconds to read the usual ones.
@@ -166,13 +176,13 @@ func (m *Mesh) Address(listener string) string {
 }
 
 // Shop starts a PostgreSQL with the demo's shop.
-func Shop(t testing.TB) *testpg.Server {
+func Shop(t testing.TB, settings ...string) *testpg.Server {
 	t.Helper()
 	shop, err := os.ReadFile(filepath.Join(moduleRoot(), "examples", "demo", "shop.sql"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	pg := testpg.Start(t)
+	pg := testpg.Start(t, settings...)
 	pg.Exec("set role "+testpg.App, "drop table orders, customers", string(shop))
 	return pg
 }
@@ -185,7 +195,7 @@ func (m *Mesh) init(s settings) {
 		"--identity-provider", m.Provider, "--client-id", ClientID,
 		"--postgres", fmt.Sprintf("%s=%s/%s", Target, m.PG.Address(), Database), "--postgres-ca", m.PG.CAFile,
 		"--agent", "planner", "--agent", "clerk", "--agent-uids", m.agentUIDs(),
-		"--policy", filepath.Join(moduleRoot(), "integration", "testdata", "policy"),
+		"--policy", s.policy,
 		"--operator", "operators=admin",
 		"--uid", fmt.Sprintf("issuer=%d", issuerUID), "--uid", fmt.Sprintf("broker=%d", brokerUID),
 		"--uid", fmt.Sprintf("proxy=%d", proxyUID), "--uid", fmt.Sprintf("sample-signin=%d", signInUID),

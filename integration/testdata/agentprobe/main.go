@@ -3,7 +3,9 @@
 package main
 
 import (
+	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -16,11 +18,10 @@ import (
 )
 
 func main() {
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
-	defer cancel()
 	acts := map[string]func(context.Context, []string) error{
 		"pgx":        unmodifiedPgx,
 		"credential": revealCredential,
+		"identity":   revealIdentity,
 		"present":    presentCredential,
 		"hold":       holdConnection,
 	}
@@ -28,6 +29,12 @@ func main() {
 		fmt.Fprintln(os.Stderr, "agentprobe: which act?")
 		os.Exit(2)
 	}
+	limit := 3 * time.Minute
+	if os.Args[1] == "identity" {
+		limit = 3 * time.Hour // it lives as long as the measurements
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
 	if err := acts[os.Args[1]](ctx, os.Args[2:]); err != nil {
 		fmt.Fprintln(os.Stderr, "agentprobe:", err)
 		os.Exit(1)
@@ -89,6 +96,49 @@ func unmodifiedPgx(ctx context.Context, _ []string) error {
 		fmt.Println("count", n)
 	}
 	return nil
+}
+
+// revealIdentity prints, at each line of its input, this agent's SVID, key, bundle and a credential for a target, as one line
+// of JSON: what an unmodified client needs to reach the proxy without the run's listener.
+func revealIdentity(ctx context.Context, args []string) error {
+	agent, err := client.FromEnvironment(ctx)
+	if err != nil {
+		return err
+	}
+	defer agent.Close()
+	source, err := agent.Source(ctx) // it rotates
+	if err != nil {
+		return err
+	}
+	lines := bufio.NewScanner(os.Stdin)
+	for lines.Scan() {
+		svid, err := source.GetX509SVID()
+		if err != nil {
+			return err
+		}
+		bundle, err := source.GetX509BundleForTrustDomain(svid.ID.TrustDomain())
+		if err != nil {
+			return err
+		}
+		var out struct{ SVID, Key, Bundle, Credential string }
+		certs, key, err := svid.Marshal()
+		if err != nil {
+			return err
+		}
+		roots, err := bundle.Marshal()
+		if err != nil {
+			return err
+		}
+		c, err := agent.Credential(ctx, args[0])
+		if err != nil {
+			return err
+		}
+		out.SVID, out.Key, out.Bundle, out.Credential = string(certs), string(key), string(roots), c.Reveal()
+		if err := json.NewEncoder(os.Stdout).Encode(out); err != nil {
+			return err
+		}
+	}
+	return lines.Err()
 }
 
 // revealCredential prints this agent's credential for a target.
