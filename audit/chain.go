@@ -2,6 +2,7 @@ package audit
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -9,7 +10,8 @@ import (
 	"github.com/deputymesh/deputy/actor"
 )
 
-// Chain is who acts for whom, as a record carries it: whole, on every record that has one. Make one per
+// Chain is who acts for whom. A record names it by the digest of its bytes; the bytes stand once in each
+// segment, in a record of their own before the first that names them, and readers put them back. Make one per
 // verified credential with [FromChain] or [FromSubject] and put the same pointer on every record; it must
 // not be changed after its first use, since its encoding is kept.
 type Chain struct {
@@ -35,9 +37,10 @@ type Chain struct {
 	// records of a broker.
 	Presented Digest `json:"presented,omitempty"`
 
-	once sync.Once
-	json []byte
-	err  error
+	once   sync.Once
+	json   []byte
+	digest Digest // of json
+	err    error
 }
 
 // FromChain makes the record form of a chain that a proxy verified. verification is what PutCredential returned.
@@ -76,9 +79,18 @@ func (c *Chain) encoded() ([]byte, error) {
 		type plain Chain
 		if c.err = c.check(); c.err == nil {
 			c.json, c.err = compactJSON((*plain)(c))
+			c.digest = DigestOf(c.json)
 		}
 	})
 	return c.json, c.err
+}
+
+// room is what the record that states the chain takes at most.
+func (c *Chain) room() int {
+	if c == nil {
+		return 0
+	}
+	return len(c.json) + 1024
 }
 
 func (c *Chain) check() error {
@@ -99,4 +111,41 @@ func timeOrNil(t time.Time) *time.Time {
 	}
 	t = t.UTC()
 	return &t
+}
+
+// ChainStated is the chain that later records of the same segment name by the digest of these bytes.
+type ChainStated struct {
+	*Chain
+	digest Digest // of the exact bytes, where the record was read
+}
+
+// EventType implements [Event].
+func (*ChainStated) EventType() Type { return TypeChain }
+
+func (e *ChainStated) check() error {
+	if e.Chain == nil {
+		return errors.New("no chain")
+	}
+	return e.Chain.check()
+}
+
+// chains gives the records of one segment their chains back. The zero value is ready; a new segment needs a new one.
+type chains map[Digest]*Chain
+
+// resolve puts the chain on r that it names, or remembers the one that it states.
+func (c *chains) resolve(r *Record) error {
+	if s, ok := r.Event.(*ChainStated); ok {
+		if *c == nil {
+			*c = make(chains)
+		}
+		(*c)[s.digest] = s.Chain
+		return nil
+	}
+	if r.chain == "" {
+		return nil
+	}
+	if r.Chain = (*c)[r.chain]; r.Chain == nil {
+		return fmt.Errorf("audit record %s: no chain %s stands before it in its segment", r.ID, r.chain)
+	}
+	return nil
 }

@@ -342,7 +342,15 @@ func TestFullDiskRefuses(t *testing.T) {
 	if l, err = audit.Open(cfg); err != nil {
 		t.Fatalf("opening while the disk is full: %v", err)
 	}
-	if _, err := l.Append(context.Background(), allow(chain)); !errors.Is(err, audit.ErrFull) {
+	// What was owed took less than was kept for it, so a few may still find room.
+	for i := 0; ; i++ {
+		var rcpt audit.Receipt
+		if rcpt, err = l.Append(context.Background(), allow(chain)); err != nil || i > 100 {
+			break
+		}
+		open = append(open, rcpt)
+	}
+	if !errors.Is(err, audit.ErrFull) {
 		t.Fatalf("append on a full disk after a restart: %v, want ErrFull", err)
 	}
 	l.Count("tls") // can't be recorded now, and isn't forgotten

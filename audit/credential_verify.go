@@ -24,7 +24,7 @@ type credentials struct {
 	keys    *Keys
 	kept    map[Digest]*Evidence
 	results map[Digest]*credentialResult
-	chains  map[string]error // by the chain's exact bytes
+	chains  map[Digest]error // by the digest of the chain's bytes
 	report  CredentialReport
 }
 
@@ -34,7 +34,7 @@ type credentialResult struct {
 }
 
 func newCredentials(keys *Keys) *credentials {
-	return &credentials{keys: keys, kept: make(map[Digest]*Evidence), results: make(map[Digest]*credentialResult), chains: make(map[string]error)}
+	return &credentials{keys: keys, kept: make(map[Digest]*Evidence), results: make(map[Digest]*credentialResult), chains: make(map[Digest]error)}
 }
 
 func (c *credentials) keep(e *Evidence) { c.kept[e.Digest] = e }
@@ -54,14 +54,13 @@ func (c *credentials) check(r *Record) error {
 		c.report.Without++
 		return nil
 	}
-	key := string(r.chainRaw)
-	err, ok := c.chains[key]
+	err, ok := c.chains[r.chain]
 	if !ok {
 		err = c.compare(r.Chain)
 		if len(c.chains) >= 4096 {
 			clear(c.chains)
 		}
-		c.chains[key] = err
+		c.chains[r.chain] = err
 	}
 	if err != nil {
 		return err

@@ -24,11 +24,11 @@ type wire struct {
 	Session    string          `json:"session,omitempty"`
 	Connection string          `json:"connection,omitempty"`
 	Decision   RecordID        `json:"decision,omitempty"`
-	Chain      json.RawMessage `json:"chain,omitempty"`
+	Chain      Digest          `json:"chain,omitempty"`
 	Event      json.RawMessage `json:"event"`
 }
 
-// wireHead is what encode makes by itself: the writer puts "seq" in front, and chain and event follow as bytes.
+// wireHead is what encode makes by itself: the writer puts "seq" in front, and the event follows as bytes.
 type wireHead struct {
 	Version    int       `json:"v"`
 	ID         RecordID  `json:"id"`
@@ -40,10 +40,10 @@ type wireHead struct {
 	Session    string    `json:"session,omitempty"`
 	Connection string    `json:"connection,omitempty"`
 	Decision   RecordID  `json:"decision,omitempty"`
+	Chain      Digest    `json:"chain,omitempty"`
 }
 
-// encode returns the record's JSON without its opening `{"seq":…`, for the writer to complete. It
-// compacts the chain once per session, so a record costs one small encoding.
+// encode returns the record's JSON without its opening `{"seq":…`, for the writer to complete.
 func (r *Record) encode() ([]byte, error) {
 	if r.Event == nil {
 		return nil, errors.New("record without an event")
@@ -51,29 +51,33 @@ func (r *Record) encode() ([]byte, error) {
 	if err := r.Event.check(); err != nil {
 		return nil, fmt.Errorf("record of type %s: %w", r.Type, err)
 	}
-	event, err := compactJSON(r.Event)
+	var event []byte
+	var err error
+	if stated, ok := r.Event.(*ChainStated); ok {
+		event, err = stated.encoded()
+	} else {
+		event, err = compactJSON(r.Event)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("record of type %s: %w", r.Type, err)
 	}
+	var chain Digest
+	if r.Chain != nil {
+		if _, err := r.Chain.encoded(); err != nil {
+			return nil, fmt.Errorf("record of type %s: chain: %w", r.Type, err)
+		}
+		chain = r.Chain.digest
+	}
 	head, err := compactJSON(&wireHead{
 		Version: r.Version, ID: r.ID, Type: r.Type, Time: r.Time, Source: r.Source, Dev: r.Dev,
-		Txn: r.Txn, Session: r.Session, Connection: r.Connection, Decision: r.Decision,
+		Txn: r.Txn, Session: r.Session, Connection: r.Connection, Decision: r.Decision, Chain: chain,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("record of type %s: %w", r.Type, err)
 	}
-	var chain []byte
-	if r.Chain != nil {
-		if chain, err = r.Chain.encoded(); err != nil {
-			return nil, fmt.Errorf("record of type %s: chain: %w", r.Type, err)
-		}
-	}
-	out := make([]byte, 0, len(head)+len(chain)+len(event)+32)
+	out := make([]byte, 0, len(head)+len(event)+16)
 	out = append(out, ',')
 	out = append(out, head[1:len(head)-1]...)
-	if chain != nil {
-		out = append(append(out, `,"chain":`...), chain...)
-	}
 	out = append(append(out, `,"event":`...), event...)
 	return append(out, '}'), nil
 }
@@ -94,7 +98,8 @@ func compactJSON(v any) ([]byte, error) {
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
-// ParseRecord reads the exact bytes of one record, strictly.
+// ParseRecord reads the exact bytes of one record, strictly. Its chain is left out: that stands in an earlier record of
+// its segment, and [Reader] puts it back.
 func ParseRecord(data []byte) (*Record, error) {
 	var w wire
 	if err := strictjson.Unmarshal(data, &w); err != nil {
@@ -117,27 +122,45 @@ func ParseRecord(data []byte) (*Record, error) {
 	r := &Record{
 		Seq: w.Seq, Version: w.Version, ID: w.ID, Type: w.Type, Time: w.Time, Source: w.Source, Dev: w.Dev,
 		Txn: w.Txn, Session: w.Session, Connection: w.Connection, Decision: w.Decision,
-		raw: append([]byte(nil), data...),
+		raw: append([]byte(nil), data...), chain: w.Chain,
 	}
-	if w.Chain != nil {
-		r.Chain, r.chainRaw = new(Chain), w.Chain
-		if err := strictjson.Unmarshal(w.Chain, r.Chain); err != nil {
-			return nil, fmt.Errorf("audit record %s: chain: %w", w.ID, err)
-		}
-		if err := r.Chain.check(); err != nil {
+	if w.Chain != "" {
+		if _, err := ParseDigest(string(w.Chain)); err != nil {
 			return nil, fmt.Errorf("audit record %s: chain: %w", w.ID, err)
 		}
 	}
 	if r.Event = newEvent(w.Type); r.Event == nil {
 		return nil, fmt.Errorf("audit record %s: unknown type %q", w.ID, clip(string(w.Type), 40))
 	}
-	if err := strictjson.Unmarshal(w.Event, r.Event); err != nil {
+	body := any(r.Event)
+	if stated, ok := r.Event.(*ChainStated); ok {
+		stated.Chain, stated.digest = new(Chain), DigestOf(w.Event)
+		body = stated.Chain
+	}
+	if err := strictjson.Unmarshal(w.Event, body); err != nil {
 		return nil, fmt.Errorf("audit record %s: event %s: %w", w.ID, w.Type, err)
 	}
 	if err := r.Event.check(); err != nil {
 		return nil, fmt.Errorf("audit record %s: %w", w.ID, err)
 	}
 	return r, nil
+}
+
+// Expanded returns the record with its whole chain in the place of the chain's digest: for people and for other systems. What
+// is proved is [Record.MarshalJSON].
+func (r *Record) Expanded() ([]byte, error) {
+	raw, err := r.MarshalJSON()
+	if err != nil || r.Chain == nil {
+		return raw, err
+	}
+	chain, err := r.Chain.encoded()
+	if err != nil {
+		return nil, err
+	}
+	member := []byte(`"chain":"` + string(r.Chain.digest) + `"`)
+	whole := append([]byte(`"chain_digest":"`+string(r.Chain.digest)+`","chain":`), chain...)
+	// The digest stands in front of the event, and nothing before it can hold a quotation mark that isn't escaped.
+	return bytes.Replace(raw, member, whole, 1), nil
 }
 
 // MarshalJSON returns the record as it stands in the log.

@@ -15,6 +15,7 @@ const (
 	TypeAgentEnded       Type = "agent_ended"
 	TypeConnectionOpened Type = "connection_opened"
 	TypeConnectionClosed Type = "connection_closed"
+	TypeChain            Type = "chain"
 	TypeDecision         Type = "decision"
 	TypeForwarded        Type = "forwarded"
 	TypeMasked           Type = "masked"
@@ -71,7 +72,7 @@ func (t Type) lazy() bool {
 func (t Type) owed() bool {
 	switch t {
 	case TypeForwarded, TypeMasked, TypeCompleted, TypeOutcomeUnknown, TypeConnectionClosed, TypeAgentEnded,
-		TypeSessionEnded, TypeRevoked, TypeLogOpened, TypeLogSegment, TypeLogClosed:
+		TypeSessionEnded, TypeRevoked, TypeChain, TypeLogOpened, TypeLogSegment, TypeLogClosed:
 		return true
 	}
 	return false
@@ -96,6 +97,8 @@ func newEvent(t Type) Event {
 		return new(ConnectionOpened)
 	case TypeConnectionClosed:
 		return new(ConnectionClosed)
+	case TypeChain:
+		return new(ChainStated)
 	case TypeDecision:
 		return new(Decision)
 	case TypeForwarded:

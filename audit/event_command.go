@@ -1,7 +1,6 @@
 package audit
 
 import (
-	"encoding/json"
 	"errors"
 	"time"
 )
@@ -58,19 +57,18 @@ type Decision struct {
 	ReadOnly  bool     `json:"read_only,omitempty"` // proven; may run while this is made durable
 	Account   string   `json:"account,omitempty"`
 
-	Policies      []string        `json:"policies,omitempty"` // that made the decision
-	PolicySet     string          `json:"policy_set,omitempty"`
-	PolicyVersion int64           `json:"policy_version,omitempty"`
-	PolicyDigest  Digest          `json:"policy_digest,omitempty"`
-	Capability    json.RawMessage `json:"capability,omitempty"` // the authorization_details that the action lies within
-	Obligations   []Obligation    `json:"obligations,omitempty"`
+	Policies      []string     `json:"policies,omitempty"` // that made the decision
+	PolicySet     string       `json:"policy_set,omitempty"`
+	PolicyVersion int64        `json:"policy_version,omitempty"`
+	PolicyDigest  Digest       `json:"policy_digest,omitempty"`
+	Obligations   []Obligation `json:"obligations,omitempty"`
 
 	Class  string       `json:"class,omitempty"` // class of a refusal: `capability`, `policy`, `unparsable` …
 	Reason string       `json:"reason,omitempty"`
 	Took   Microseconds `json:"us,omitempty"`
 }
 
-// Forwarded says that the command left for the target.
+// Forwarded says that the command left for the target. It is left out where the outcome follows within milliseconds.
 type Forwarded struct {
 	Bytes int64 `json:"bytes,omitempty"`
 }
@@ -93,6 +91,7 @@ type Completed struct {
 	Command  string        `json:"command,omitempty"`
 	Rows     int64         `json:"rows,omitempty"`
 	Affected int64         `json:"affected,omitempty"`
+	BytesIn  int64         `json:"bytes_in,omitempty"`  // to the target
 	BytesOut int64         `json:"bytes_out,omitempty"` // to the agent
 	Code     string        `json:"code,omitempty"`      // SQLSTATE, exit status, HTTP status
 	Limit    string        `json:"limit,omitempty"`     // the limit that cut it

@@ -68,6 +68,8 @@ func (r *Record) summary() string {
 			statement = "  " + cut(printable(oneLine(e.Statement.Scrubbed)))
 		}
 		return fmt.Sprintf("%s %s on %s%s%s%s%s", e.Effect, printable(e.Action), targetName(e.Target), class(e.Class), policies(e, " by "), reason(e.Reason), statement)
+	case *ChainStated:
+		return fmt.Sprintf("%s for %s", e.short(), targetName(e.Target))
 	case *Forwarded:
 		return ""
 	case *Masked:

@@ -62,6 +62,8 @@ type item struct {
 	typ      Type
 	decision RecordID // that this record belongs to
 	opens    *openDecision
+	chain    *Chain   // must stand in the segment before it
+	seq      int64    // once it is in a frame
 	kept     Digest   // evidence that becomes known when this record is durable
 	counted  *Refused // what goes back to the counters if this record is refused
 }
@@ -198,11 +200,11 @@ func (l *Log) prepare(r *Record, p *Pending) (*item, error) {
 	if len(tail)+32 > l.recordLimit() {
 		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, len(tail), l.recordLimit())
 	}
-	it := &item{Pending: p, tail: tail, typ: r.Type, decision: r.Decision}
+	it := &item{Pending: p, tail: tail, typ: r.Type, decision: r.Decision, chain: r.Chain}
 	if d, ok := r.Event.(*Decision); ok && d.Effect == Allow {
 		it.opens = &openDecision{id: r.ID, txn: r.Txn, session: r.Session, connection: r.Connection, chain: r.Chain}
 		// Its outcome has the same chain, and may come alone in a frame.
-		it.opens.owes = int64(padded(frameHeader + len(tail) + maxCheckpoint))
+		it.opens.owes = int64(padded(frameHeader + len(tail) + it.chain.room() + maxCheckpoint))
 	}
 	return it, nil
 }

@@ -92,10 +92,10 @@ func TestAppendedRecordsReadBack(t *testing.T) {
 	l.Submit(audit.Record{Decision: rcpt.RecordID, Chain: chain, Event: &audit.Completed{Status: "ok", Rows: 3, Code: "SELECT 3"}})
 
 	records := audittest.Records(t, l)
-	if got, want := types(records), "log_opened decision forwarded completed"; got != want {
+	if got, want := types(records), "log_opened chain decision forwarded completed"; got != want {
 		t.Fatalf("records: %s; want %s", got, want)
 	}
-	d := records[1]
+	d := records[2]
 	if d.ID != rcpt.RecordID || d.Seq != rcpt.Seq || d.Txn != "txn-1" || d.Source != audittest.Source {
 		t.Errorf("decision record: id %s seq %d txn %s source %s", d.ID, d.Seq, d.Txn, d.Source)
 	}
@@ -105,11 +105,11 @@ func TestAppendedRecordsReadBack(t *testing.T) {
 	if diff := cmp.Diff(chain, d.Chain, cmpopts.IgnoreUnexported(audit.Chain{}), cmpopts.EquateComparable(actor.AgentID{}, spiffeid.ID{}), cmpopts.IgnoreFields(actor.Hop{}, "Agent")); diff != "" {
 		t.Errorf("chain (-want +got):\n%s", diff)
 	}
-	if records[3].Decision != rcpt.RecordID {
-		t.Errorf("completed refers to %s, want %s", records[3].Decision, rcpt.RecordID)
+	if records[4].Decision != rcpt.RecordID {
+		t.Errorf("completed refers to %s, want %s", records[4].Decision, rcpt.RecordID)
 	}
-	if !strings.HasPrefix(string(rcpt.Checkpoint), l.Origin()+"\n2\n") {
-		t.Errorf("receipt's checkpoint doesn't cover two records:\n%s", rcpt.Checkpoint)
+	if !strings.HasPrefix(string(rcpt.Checkpoint), l.Origin()+"\n3\n") {
+		t.Errorf("receipt's checkpoint doesn't cover three records:\n%s", rcpt.Checkpoint)
 	}
 }
 
@@ -219,11 +219,11 @@ func TestClosedLogRefuses(t *testing.T) {
 		t.Errorf("append after Close: %v, want ErrClosed", err)
 	}
 	records := audittest.Records(t, l)
-	if got, want := types(records), "log_opened decision outcome_unknown log_closed"; got != want {
+	if got, want := types(records), "log_opened chain decision outcome_unknown log_closed"; got != want {
 		t.Fatalf("records: %s; want %s", got, want)
 	}
-	if records[2].Decision != open.RecordID || records[2].Chain == nil {
-		t.Errorf("outcome_unknown refers to %s with chain %v", records[2].Decision, records[2].Chain)
+	if records[3].Decision != open.RecordID || records[3].Chain == nil {
+		t.Errorf("outcome_unknown refers to %s with chain %v", records[3].Decision, records[3].Chain)
 	}
 }
 

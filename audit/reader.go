@@ -24,8 +24,9 @@ type Reader struct {
 	off    int64
 	seq    int64
 
-	queue [][]byte
-	begun bool
+	queue  [][]byte
+	chains chains // of the segment
+	begun  bool
 }
 
 // NewReader reads the log in fsys, such as os.DirFS(dir), from its first record.
@@ -42,6 +43,9 @@ func (r *Reader) Next() (*Record, error) {
 	rec, err := ParseRecord(r.queue[0])
 	if err == nil && rec.Seq != r.seq {
 		err = fmt.Errorf("audit record %d stands where %d should be", rec.Seq, r.seq)
+	}
+	if err == nil {
+		err = r.chains.resolve(rec)
 	}
 	if err != nil {
 		return nil, err
@@ -217,7 +221,7 @@ func (r *Reader) use(seg *segmentFile) error {
 	if seg.head.tree.size != r.seq {
 		return errors.Join(fmt.Errorf("%w: segment %s begins with record %d where %d is next", ErrCorrupt, segmentName(seg.head.number), seg.head.tree.size, r.seq), seg.close())
 	}
-	r.begun, r.number = true, seg.head.number
+	r.begun, r.number, r.chains = true, seg.head.number, nil
 	r.at, r.close, r.end, r.off = seg.at, seg.close, min(seg.size, seg.head.size), blockSize
 	return nil
 }

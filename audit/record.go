@@ -9,7 +9,7 @@ import (
 )
 
 // SchemaVersion is the version of the records that this package writes and reads.
-const SchemaVersion = 1
+const SchemaVersion = 2
 
 // RecordID names one record: a UUIDv7 in its usual text form. It is what an error message shows to a
 // user (`record: 0192…`). The zero value means "no record" and prints as "none".
@@ -56,10 +56,11 @@ type Record struct {
 	Session    string   // session at the broker (`sid`)
 	Connection string   // connection at a proxy
 	Decision   RecordID // the decision that this record belongs to, for what follows a decision
-	Chain      *Chain   // the whole chain; on every record that has one
+	Chain      *Chain   // the whole chain, on every record that has one; in the log by its digest
 	Event      Event    // the typed body
 
-	raw, chainRaw []byte // exact bytes, of records that were read
+	raw   []byte // exact bytes, of records that were read
+	chain Digest // of the chain that they name
 }
 
 // Receipt says where a durable record lies and carries the signed checkpoint that covers it.

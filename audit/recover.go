@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,8 +22,6 @@ type openDecision struct {
 	chain      *Chain
 	forwarded  bool
 	owes       int64 // room that its outcome may need
-
-	raw []byte // the decision's record, where recovery read it and hasn't parsed it
 }
 
 // recoverLog opens the folder, finds the last good frame, wipes what a crash left behind it, and appends what the
@@ -156,7 +155,7 @@ func (w *writer) resume(numbers []int64, opened *LogOpened) error {
 	if err != nil {
 		return err
 	}
-	w.seg, w.number = f, number
+	w.seg, w.number, w.stated = f, number, make(map[Digest]bool)
 	head, err := readSegmentHead(f, size)
 	if err == nil && head.number != number {
 		err = fmt.Errorf("its header says segment %d", head.number)
@@ -183,7 +182,7 @@ func (w *writer) resume(numbers []int64, opened *LogOpened) error {
 			break
 		}
 		for i, r := range fr.records {
-			if lastType, err = w.replay(fr.first+int64(i), r); err != nil {
+			if lastType, err = w.replay(fr.first+int64(i), r, true); err != nil {
 				return fmt.Errorf("%w: segment %s: %w", ErrCorrupt, name, err)
 			}
 		}
@@ -248,7 +247,7 @@ func (w *writer) replayEarlier(numbers []int64) error {
 		var broken error
 		_, err := w.visit(number, func(f *frame) bool {
 			for i, r := range f.records {
-				if _, broken = w.replay(f.first+int64(i), r); broken != nil {
+				if _, broken = w.replay(f.first+int64(i), r, false); broken != nil {
 					return false
 				}
 			}
@@ -292,8 +291,8 @@ func (w *writer) listsOpen(number int64) (whole bool, err error) {
 	return whole, err
 }
 
-// replay follows one record of the last segment: what it opens and what it ends.
-func (w *writer) replay(seq int64, data []byte) (Type, error) {
+// replay follows one record, of the last segment or of one before: what it opens and what it ends.
+func (w *writer) replay(seq int64, data []byte, last bool) (Type, error) {
 	var r struct {
 		ID       RecordID `json:"id"`
 		Type     Type     `json:"type"`
@@ -310,7 +309,7 @@ func (w *writer) replay(seq int64, data []byte) (Type, error) {
 	switch r.Type {
 	case TypeDecision:
 		if r.Event.Effect == Allow {
-			w.open[r.ID] = &openDecision{id: r.ID, seq: seq, raw: append([]byte(nil), data...)}
+			w.open[r.ID] = &openDecision{id: r.ID, seq: seq}
 		}
 	case TypeForwarded:
 		if d := w.open[r.Decision]; d != nil {
@@ -318,6 +317,14 @@ func (w *writer) replay(seq int64, data []byte) (Type, error) {
 		}
 	case TypeCompleted, TypeOutcomeUnknown:
 		delete(w.open, r.Decision)
+	case TypeChain:
+		if last {
+			stated, err := ParseRecord(data)
+			if err != nil {
+				return "", err
+			}
+			w.stated[stated.Event.(*ChainStated).digest] = true
+		}
 	case TypeEvidence:
 		w.l.keep(r.Event.Digest)
 	case TypeLogSegment:
@@ -336,38 +343,42 @@ func (w *writer) replay(seq int64, data []byte) (Type, error) {
 	return r.Type, nil
 }
 
-// findCarried reads the decisions that are open since an earlier segment, for the chain on their records. A segment
-// that was pruned leaves them without one.
+// findCarried reads the decisions that are open, for the chain on their records. A segment that was pruned leaves them without one.
 func (w *writer) findCarried(numbers []int64) error {
 	wanted := make(map[int64]*openDecision)
 	for _, d := range w.open {
-		if d.raw == nil {
-			wanted[d.seq] = d
-		}
+		wanted[d.seq] = d
 	}
-	for i := len(numbers) - 2; i >= 0 && len(wanted) > 0; i-- {
+	for i := len(numbers) - 1; i >= 0 && len(wanted) > 0; i-- {
+		var stated chains
+		var broken error
 		_, err := w.visit(numbers[i], func(f *frame) bool {
-			for j, r := range f.records {
-				if d := wanted[f.first+int64(j)]; d != nil {
-					d.raw = append([]byte(nil), r...)
+			for j, data := range f.records {
+				d := wanted[f.first+int64(j)]
+				if d == nil && !bytes.Contains(data, []byte(`"type":"chain"`)) {
+					continue
+				}
+				r, err := ParseRecord(data)
+				if err == nil {
+					err = stated.resolve(r)
+				}
+				if err != nil {
+					broken = err
+					return false
+				}
+				if d != nil {
+					d.txn, d.session, d.connection, d.chain = r.Txn, r.Session, r.Connection, r.Chain
 					delete(wanted, d.seq)
 				}
 			}
 			return len(wanted) > 0
 		})
+		if broken != nil {
+			err = fmt.Errorf("%w: open decision: %w", ErrCorrupt, broken)
+		}
 		if err != nil {
 			return err
 		}
-	}
-	for _, d := range w.open {
-		if d.raw == nil {
-			continue
-		}
-		r, err := ParseRecord(d.raw)
-		if err != nil {
-			return fmt.Errorf("%w: open decision: %w", ErrCorrupt, err)
-		}
-		d.txn, d.session, d.connection, d.chain, d.raw = r.Txn, r.Session, r.Connection, r.Chain, nil
 	}
 	return nil
 }

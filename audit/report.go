@@ -63,7 +63,9 @@ type CredentialReport struct {
 
 // Inclusion proves one record: its hash, the audit path (RFC 6962), and the signed checkpoint that it leads to.
 type Inclusion struct {
-	Record     *Record  `json:"record"`
+	Record *Record `json:"record"`
+	// Chain is what the record's chain digest is the SHA-256 of.
+	Chain      *Chain   `json:"chain,omitempty"`
 	Segment    int64    `json:"segment"`
 	Offset     int64    `json:"offset"` // of its frame
 	FrameFirst int64    `json:"frame_first_seq"`
@@ -112,7 +114,7 @@ func (r *Report) Err() error {
 // maxProblems bounds a report; a rewritten log has one problem per record.
 const maxProblems = 200
 
-// MarshalJSON never writes null for a list.
+// MarshalJSON never writes null for a list. The record and its chain are the log's own bytes.
 func (i *Inclusion) MarshalJSON() ([]byte, error) {
 	type plain Inclusion
 	p := plain(*i)

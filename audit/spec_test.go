@@ -27,6 +27,7 @@ type specLog struct {
 	leaves     [][]byte // leaf hashes, all of them: the plainest way to a root
 	checkpoint []byte
 	open       map[string]bool
+	chains     map[string]bool // digests of those in the segment
 }
 
 func specHash(prefix byte, parts ...[]byte) []byte {
@@ -129,15 +130,25 @@ func (l *specLog) record(data []byte) error {
 		ID       string
 		Type     string
 		Decision string
-		Event    struct{ Effect string }
+		Chain    string
+		Event    json.RawMessage
 	}
-	if err := json.Unmarshal(data, &r); err != nil || r.Seq != len(l.leaves) || r.V != 1 || !bytes.HasPrefix(data, []byte(`{"seq":`)) {
+	if err := json.Unmarshal(data, &r); err != nil || r.Seq != len(l.leaves) || r.V != 2 || !bytes.HasPrefix(data, []byte(`{"seq":`)) {
 		return fmt.Errorf("record %d: %v: %s", len(l.leaves), err, data)
 	}
 	l.leaves = append(l.leaves, specHash(0, data))
+	if r.Chain != "" && !l.chains[r.Chain] {
+		return fmt.Errorf("record %d: no chain %s before it", r.Seq, r.Chain)
+	}
 	switch r.Type {
+	case "chain":
+		l.chains[fmt.Sprintf("sha256:%x", sha256.Sum256(r.Event))] = true
 	case "decision":
-		if r.Event.Effect == "allow" {
+		var event struct{ Effect string }
+		if err := json.Unmarshal(r.Event, &event); err != nil {
+			return err
+		}
+		if event.Effect == "allow" {
 			l.open[r.ID] = true
 		}
 	case "forwarded", "completed", "outcome_unknown":
@@ -158,6 +169,7 @@ func specVerify(image fstest.MapFS, vkey string) (*specLog, error) {
 		if !ok || allZero(f.Data[4096:]) {
 			return l, nil
 		}
+		l.chains = make(map[string]bool)
 		if err := l.segment(number, f.Data); err != nil {
 			return l, err
 		}

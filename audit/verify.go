@@ -78,6 +78,7 @@ type verifier struct {
 	tree       tree
 	checkpoint []byte
 
+	chains    chains // of the current segment
 	last      *Record
 	beat      time.Duration // promised heartbeat of this run
 	open      map[RecordID]bool
@@ -97,7 +98,7 @@ func (v *verifier) problem(kind ProblemKind, format string, args ...any) {
 // segment checks one file. last: no file follows. Errors are those of the disk.
 func (v *verifier) segment(number int64, last, nextToLast bool) error {
 	expected := v.number + 1
-	v.number, v.offset = number, 0
+	v.number, v.offset, v.chains = number, 0, nil
 	if v.begun && number != expected {
 		v.problem(ProblemMissing, "%s is missing", segmentName(expected))
 	}
@@ -252,9 +253,12 @@ func (v *verifier) frame(f *frame, s *scanner) {
 			v.problem(ProblemRecord, "record %s says it is number %d", r.ID, r.Seq)
 		}
 		v.report.Records++
+		if err := v.chains.resolve(r); err != nil {
+			v.problem(ProblemRecord, "%v", err)
+		}
 		v.record(r)
 		if r.ID == v.opts.Record && v.opts.Record != "" {
-			v.found = &Inclusion{Record: r, Segment: v.number, Offset: v.offset, FrameFirst: f.first, FrameCount: len(f.records)}
+			v.found = &Inclusion{Record: r, Chain: r.Chain, Segment: v.number, Offset: v.offset, FrameFirst: f.first, FrameCount: len(f.records)}
 		}
 	}
 	v.tree, v.checkpoint = s.tree.clone(), append([]byte(nil), f.checkpoint...)

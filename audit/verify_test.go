@@ -92,8 +92,8 @@ func TestVerifyFindsTampering(t *testing.T) {
 	}{
 		"a byte of a record, checksums mended": {func(m fstest.MapFS) {
 			data, at := frame(m, secondSegment, 3)
-			i := bytes.Index(data[at:], []byte("alice"))
-			copy(data[at+i:], "mallo")
+			i := bytes.Index(data[at:], []byte("spiffe"))
+			copy(data[at+i:], "mallor")
 			mend(data[at:])
 		}, audit.VerifyOptions{}, audit.ProblemTree},
 		"a byte of a record": {func(m fstest.MapFS) {

@@ -18,7 +18,8 @@ type writer struct {
 	tree       tree
 	checkpoint []byte
 	open       map[RecordID]*openDecision
-	owes       int64 // room that the outcomes of open decisions may need
+	stated     map[Digest]bool // the chains that stand in the segment in use
+	owes       int64           // room that the outcomes of open decisions may need
 
 	prepared  chan preparation // at most one is under way
 	preparing bool
@@ -165,10 +166,24 @@ func (w *writer) writeFrame(items []*item) (rest []*item) {
 	w.buf = beginFrame(w.buf)
 	t := w.tree.clone()
 	taken := make([]*item, 0, len(items))
+	put := func(it *item) {
+		at := len(w.buf) + 4
+		w.buf = complete(append(w.buf, 0, 0, 0, 0), t.size, it.tail)
+		putLength(w.buf[at-4:at], len(w.buf)-at)
+		it.seq = t.size
+		t.append(tlog.RecordHash(w.buf[at:]))
+		taken = append(taken, it)
+	}
 	opening, i := 0, 0
 	for ; i < len(items); i++ {
 		it := items[i]
-		size := int64(padded(len(w.buf) + 32 + len(it.tail) + maxCheckpoint))
+		var states *item
+		need := len(w.buf) + 32 + len(it.tail) + maxCheckpoint
+		if it.chain != nil && !w.stated[it.chain.digest] {
+			states = w.owedItem(Record{Txn: it.chain.Txn, Event: &ChainStated{Chain: it.chain}})
+			need += 32 + len(states.tail)
+		}
+		size := int64(padded(need))
 		if size > maxFrame {
 			break
 		}
@@ -198,13 +213,16 @@ func (w *writer) writeFrame(items []*item) (rest []*item) {
 				roomNew -= it.opens.owes
 			}
 		}
-		at := len(w.buf) + 4
-		w.buf = complete(append(w.buf, 0, 0, 0, 0), t.size, it.tail)
-		putLength(w.buf[at-4:at], len(w.buf)-at)
-		t.append(tlog.RecordHash(w.buf[at:]))
-		taken = append(taken, it)
+		if states != nil {
+			put(states)
+			w.stated[it.chain.digest] = true
+		}
+		put(it)
 	}
 	rest = items[i:]
+	if w.err != nil {
+		return append(taken, rest...)
+	}
 	if len(taken) == 0 {
 		if len(rest) > 0 {
 			return w.nextSegment(rest)
@@ -227,22 +245,21 @@ func (w *writer) writeFrame(items []*item) (rest []*item) {
 		return append(taken, rest...)
 	}
 
-	first := w.tree.size
 	w.off, w.tree, w.checkpoint = w.off+int64(len(w.buf)), t, cp
 	w.publish(nil)
-	for j, it := range taken {
-		w.follow(it, first+int64(j))
-		it.rcpt = Receipt{RecordID: it.id, Seq: first + int64(j), Checkpoint: cp}
+	for _, it := range taken {
+		w.follow(it)
+		it.rcpt = Receipt{RecordID: it.id, Seq: it.seq, Checkpoint: cp}
 		close(it.done)
 	}
 	return rest
 }
 
 // follow keeps the table of open decisions.
-func (w *writer) follow(it *item, seq int64) {
+func (w *writer) follow(it *item) {
 	switch {
 	case it.opens != nil:
-		it.opens.seq = seq
+		it.opens.seq = it.seq
 		w.open[it.id] = it.opens
 		w.owes += it.opens.owes
 	case it.typ == TypeForwarded:
@@ -265,8 +282,13 @@ func (w *writer) maxOpen() int { return int(w.l.cfg.SegmentSize / 512) }
 // estimate is what the items need at most in one frame.
 func (w *writer) estimate(items []*item) int {
 	n := frameHeader + maxCheckpoint
+	var last *Chain
 	for _, it := range items {
 		n += 32 + len(it.tail)
+		if it.chain != nil && it.chain != last && !w.stated[it.chain.digest] {
+			n += it.chain.room()
+			last = it.chain
+		}
 		if it.opens != nil {
 			n += int(it.opens.owes)
 		}

@@ -133,6 +133,7 @@ func (w *writer) nextSegment(items []*item) []*item {
 // useSegment writes and syncs the header, after which the segment is in use.
 func (w *writer) useSegment(f File, number, size int64) error {
 	w.seg, w.number, w.size, w.off = f, number, size, blockSize
+	w.stated = make(map[Digest]bool)
 	head := segmentHead{number: number, size: size, tree: w.tree, checkpoint: w.checkpoint}
 	block, err := head.encode()
 	if err != nil {

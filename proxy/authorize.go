@@ -141,7 +141,7 @@ func (s *Session) decisionOf(v *verified, cmd Command, d verdict, start time.Tim
 	out := &audit.Decision{
 		Effect: audit.Allow, Target: s.target.Name.String(), Action: cmd.actions(), Objects: cmd.objects(),
 		Statement: s.text(cmd, d.obligations.Record), ReadOnly: cmd.ReadOnly, Account: cmd.Account,
-		Policies: d.policies, Capability: v.capability, Took: audit.Since(start, s.core.cfg.Now()),
+		Policies: d.policies, Took: audit.Since(start, s.core.cfg.Now()),
 	}
 	if out.Action == "" {
 		out.Action = cmd.Kind
@@ -193,6 +193,13 @@ func (s *Session) hold(p *Pass) bool {
 	s.open[p] = struct{}{}
 	s.commands++
 	return true
+}
+
+// release takes a pass that is completed off the session's hands.
+func (s *Session) release(p *Pass) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.open, p)
 }
 
 // abandon completes a pass that nobody got.

@@ -65,7 +65,7 @@ func TestAnAllowedCommandIsDecidedRecordedAndForwardedOnce(t *testing.T) {
 				t.Errorf("statement %+v", e.Statement)
 			}
 		case *audit.Completed:
-			if r.Decision != p.RecordID() || e.Status != "ok" || e.Rows != 3 || len(e.Masked) != 1 {
+			if r.Decision != p.RecordID() || e.Status != "ok" || e.Rows != 3 || e.BytesIn != 42 || len(e.Masked) != 1 {
 				t.Errorf("completed %+v", e)
 			}
 		case *audit.ConnectionClosed:
@@ -74,7 +74,7 @@ func TestAnAllowedCommandIsDecidedRecordedAndForwardedOnce(t *testing.T) {
 			}
 		}
 	}
-	want := []audit.Type{audit.TypeConnectionOpened, audit.TypeDecision, audit.TypeForwarded, audit.TypeMasked, audit.TypeCompleted, audit.TypeConnectionClosed}
+	want := []audit.Type{audit.TypeConnectionOpened, audit.TypeDecision, audit.TypeMasked, audit.TypeCompleted, audit.TypeConnectionClosed}
 	if diff := cmp.Diff(want, kinds); diff != "" {
 		t.Errorf("records (-want +got):\n%s", diff)
 	}

@@ -69,6 +69,7 @@ type Core struct {
 	targets  map[target.Name]*servedTarget
 	sessions *sessions
 	strikes  strikes
+	leaving  leaving
 
 	opening sync.Mutex // so that the limits on sessions hold
 	live    int        // guarded by opening

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"sync"
@@ -23,10 +22,9 @@ import (
 
 // verified is a credential that passed, with all that is derived from it.
 type verified struct {
-	chain      *actor.Chain
-	subject    *policy.Subject
-	record     *audit.Chain
-	capability json.RawMessage
+	chain   *actor.Chain
+	subject *policy.Subject
+	record  *audit.Chain
 }
 
 // Open verifies peer and credential for the target, keeps the evidence and opens a session. The error is
@@ -79,10 +77,6 @@ func (c *Core) verify(ctx context.Context, t *servedTarget, peer Peer, credentia
 	if err != nil {
 		return nil, &Refusal{Class: ClassUndecided, Reason: "the chain can't be judged: " + err.Error(), Err: err}
 	}
-	capability, err := json.Marshal(chain.Details)
-	if err != nil {
-		return nil, &Refusal{Class: ClassUndecided, Reason: "the chain can't be recorded", Err: err}
-	}
 	bundle, err := c.cfg.Bundles.GetX509BundleForTrustDomain(c.cfg.TrustDomain)
 	if err != nil {
 		return nil, &Refusal{Class: ClassNotReady, Reason: "this proxy has no trust bundle", Err: err}
@@ -104,7 +98,7 @@ func (c *Core) verify(ctx context.Context, t *servedTarget, peer Peer, credentia
 	if err != nil {
 		return nil, evidenceRefusal(err)
 	}
-	return &verified{chain, subject, audit.FromChain(chain, digest), capability}, nil
+	return &verified{chain, subject, audit.FromChain(chain, digest)}, nil
 }
 
 // enter puts a session into the table, unless a limit is reached or it was revoked meanwhile.

@@ -3,6 +3,7 @@ package proxy_test
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/deputymesh/deputy/audit"
 	"github.com/deputymesh/deputy/audit/audittest"
@@ -45,5 +46,47 @@ func TestATargetCannotMakeItsOutcomeTooLargeToRecord(t *testing.T) {
 	}
 	if !found {
 		t.Error("the outcome isn't recorded")
+	}
+}
+
+// TestACommandThatTakesLongIsRecordedAsForwarded: a crash must not leave a slow command looking as if it had never left.
+func TestACommandThatTakesLongIsRecordedAsForwarded(t *testing.T) {
+	m := serving(t)
+	s := m.open(m.flow())
+	p, err := s.Authorize(t.Context(), m.command("select", "customers"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Use(); err != nil {
+		t.Fatal(err)
+	}
+	p.Forwarded(77)
+	recorded := func(kind audit.Type) *audit.Record {
+		for _, r := range audittest.Records(t, m.log) {
+			if r.Decision == p.RecordID() && r.Type == kind {
+				return r
+			}
+		}
+		return nil
+	}
+	for start := time.Now(); recorded(audit.TypeForwarded) == nil; time.Sleep(5 * time.Millisecond) {
+		if time.Since(start) > 20*time.Second {
+			t.Fatal("no record says that the command has left")
+		}
+	}
+	if err := p.Completed(t.Context(), proxy.Outcome{Status: "ok"}); err != nil {
+		t.Fatal(err)
+	}
+	s.Close("client", "")
+	for start := time.Now(); recorded(audit.TypeCompleted) == nil; time.Sleep(5 * time.Millisecond) {
+		if time.Since(start) > 20*time.Second {
+			t.Fatal("no outcome")
+		}
+	}
+	if e := recorded(audit.TypeCompleted).Event.(*audit.Completed); e.BytesIn != 77 {
+		t.Errorf("completed %+v", e)
+	}
+	if e := recorded(audit.TypeForwarded).Event.(*audit.Forwarded); e.Bytes != 77 {
+		t.Errorf("forwarded %+v", e)
 	}
 }

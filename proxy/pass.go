@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -26,7 +27,10 @@ type Pass struct {
 	readOnly    bool
 	used        atomic.Bool
 	durable     atomic.Bool
-	done        atomic.Bool
+
+	mu   sync.Mutex // guards what follows, so that nothing is recorded of a pass behind its outcome
+	done bool
+	sent int64 // bytes that left for the target
 }
 
 // Outcome is what came of a command.
@@ -83,9 +87,46 @@ func (p *Pass) Wait(ctx context.Context) error {
 	return nil
 }
 
-// Forwarded records that the command left for the target.
+// Forwarded says that the command left for the target. Most outcomes follow at once and say so, too; a record of its own
+// is written where none has come after forwardedAfter.
 func (p *Pass) Forwarded(bytes int64) {
-	p.submit(&audit.Forwarded{Bytes: bytes})
+	p.mu.Lock()
+	p.sent = bytes
+	p.mu.Unlock()
+	p.session.core.leaving.add(p)
+}
+
+// forwardedAfter is how long an outcome may take before a record says that the command has left.
+const forwardedAfter = 10 * time.Millisecond
+
+// leaving holds the passes that left for the target and may need a record that says so.
+type leaving struct {
+	mu     sync.Mutex
+	passes []*Pass
+}
+
+func (l *leaving) add(p *Pass) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.passes) == 0 {
+		time.AfterFunc(forwardedAfter, l.record)
+	}
+	l.passes = append(l.passes, p)
+}
+
+// record writes down which commands have left and have no outcome yet.
+func (l *leaving) record() {
+	l.mu.Lock()
+	passes := l.passes
+	l.passes = nil
+	l.mu.Unlock()
+	for _, p := range passes {
+		p.mu.Lock()
+		if !p.done {
+			p.submit(&audit.Forwarded{Bytes: p.sent})
+		}
+		p.mu.Unlock()
+	}
 }
 
 // Completed records the outcome, once; a second call does nothing. It returns at once, except where
@@ -104,19 +145,20 @@ func (p *Pass) Completed(ctx context.Context, o Outcome) error {
 
 // finish submits the outcome, once, and takes the pass off the session's hands.
 func (p *Pass) finish(o Outcome) *audit.Pending {
-	if p.done.Swap(true) {
+	s := p.session
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.done {
 		return nil
 	}
-	s := p.session
-	s.mu.Lock()
-	delete(s.open, p)
-	s.mu.Unlock()
+	p.done = true
+	s.release(p)
 	o.Masked = bounded(o.Masked)
 	if len(o.Masked) > 0 {
 		p.submit(&audit.Masked{Counts: o.Masked})
 	}
 	return p.submit(&audit.Completed{
-		Status: o.Status, Command: clip(o.Command, 128), Rows: o.Rows, Affected: o.Affected, BytesOut: o.Bytes,
+		Status: o.Status, Command: clip(o.Command, 128), Rows: o.Rows, Affected: o.Affected, BytesIn: p.sent, BytesOut: o.Bytes,
 		Code: clip(o.Code, 16), Limit: o.Limit, Masked: o.Masked, Duration: audit.Since(p.decided, s.core.cfg.Now()),
 	})
 }

@@ -99,7 +99,7 @@ func printRecord(out io.Writer, r *audit.Record, asJSON bool) error {
 	line := []byte(r.Line())
 	if asJSON {
 		var err error
-		if line, err = r.MarshalJSON(); err != nil {
+		if line, err = r.Expanded(); err != nil {
 			return err
 		}
 	}
