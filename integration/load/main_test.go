@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 )
@@ -29,7 +30,7 @@ func TestMain(m *testing.M) {
 
 // settings come from the command line of make, by the environment.
 type settings struct {
-	only    *regexp.Regexp
+	only    []*regexp.Regexp // one per level of a measurement's name, as in go test -run
 	seconds time.Duration // of one measurement
 	rounds  int
 	profile string // folder for profiles; empty: none
@@ -38,19 +39,32 @@ type settings struct {
 
 func TestBench(t *testing.T) {
 	s := settings{
-		only: regexp.MustCompile(os.Getenv("BENCH")), seconds: time.Duration(number(t, "SECONDS", 5)) * time.Second,
+		seconds: time.Duration(number(t, "SECONDS", 5)) * time.Second,
 		rounds: number(t, "ROUNDS", 3), profile: os.Getenv("PROFILE"), out: os.Getenv("RESULTS"),
+	}
+	for _, level := range strings.Split(os.Getenv("BENCH"), "/") {
+		s.only = append(s.only, regexp.MustCompile(level))
 	}
 	b := &bench{t: t, settings: s, began: time.Now()}
 	b.build()
 	for _, p := range parts {
-		if s.only.MatchString(p.name) {
+		if b.wants(p.name) {
 			b.note("%s", p.name)
 			p.run(b)
 			b.write()
 		}
 	}
 	b.print()
+}
+
+// wants says whether BENCH selects a measurement, or some below it.
+func (b *bench) wants(levels ...string) bool {
+	for i, l := range levels {
+		if i < len(b.only) && !b.only[i].MatchString(l) {
+			return false
+		}
+	}
+	return true
 }
 
 func number(t *testing.T, name string, usual int) int {

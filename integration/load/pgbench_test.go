@@ -4,7 +4,6 @@ package load_test
 
 import (
 	"fmt"
-	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -69,6 +68,9 @@ func measurePgbench(b *bench) {
 	for _, w := range []workload{selectOnly, b.maskedSelect(), tpcB} {
 		for _, mode := range []string{"simple", "prepared"} {
 			for _, clients := range clientCounts {
+				if !b.wants("pgbench", w.name, mode, strconv.Itoa(clients)) {
+					continue
+				}
 				var subjects []subject
 				for _, r := range routes {
 					subjects = append(subjects, subject{r.name, func() float64 {
@@ -94,5 +96,4 @@ func measurePgbench(b *bench) {
 		}
 		b.write()
 	}
-	b.note("the proxy's log is in %s", filepath.Join(disk.Dir, "proxy"))
 }
