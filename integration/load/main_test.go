@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/deputymesh/deputy/internal/sqlparse"
 )
 
 // parts of the measurement, in their order. BENCH selects by name.
@@ -20,18 +22,32 @@ var parts = []struct {
 	name string
 	run  func(*bench)
 }{
+	{"ladder", measureLadder},
 	{"pgbench", measurePgbench},
 }
 
 // TestMain makes the binary the programs that it measures as well.
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 {
+		programs := map[string]func() error{
+			rungArg:           rungMain,
+			sqlparse.ChildArg: func() error { return sqlparse.ChildMain(os.Stdin, os.Stdout) },
+		}
+		if run := programs[os.Args[1]]; run != nil {
+			if err := run(); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+			os.Exit(0)
+		}
+	}
 	os.Exit(m.Run())
 }
 
 // settings come from the command line of make, by the environment.
 type settings struct {
 	only    []*regexp.Regexp // one per level of a measurement's name, as in go test -run
-	seconds time.Duration // of one measurement
+	seconds time.Duration    // of one measurement
 	rounds  int
 	profile string // folder for profiles; empty: none
 	out     string // results.json
@@ -40,7 +56,7 @@ type settings struct {
 func TestBench(t *testing.T) {
 	s := settings{
 		seconds: time.Duration(number(t, "SECONDS", 5)) * time.Second,
-		rounds: number(t, "ROUNDS", 3), profile: os.Getenv("PROFILE"), out: os.Getenv("RESULTS"),
+		rounds:  number(t, "ROUNDS", 3), profile: os.Getenv("PROFILE"), out: os.Getenv("RESULTS"),
 	}
 	for _, level := range strings.Split(os.Getenv("BENCH"), "/") {
 		s.only = append(s.only, regexp.MustCompile(level))

@@ -3,15 +3,16 @@
 package load_test
 
 import (
-	"context"
+	"bytes"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
 	"os/user"
 	"path/filepath"
 	"strconv"
-	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -51,29 +52,34 @@ func (b *bench) file(name, text string) string {
 }
 
 // serve runs a peer until the end, under a uid that isn't root's, and waits until it listens.
-func (b *bench) serve(address string, args ...string) *exec.Cmd {
+func (b *bench) serve(address string, args ...string) (pid int) {
 	b.t.Helper()
-	var out strings.Builder
+	return b.serveAs(b.nobody(), nil, address, args...)
+}
+
+func (b *bench) serveAs(who *syscall.Credential, input io.Reader, address string, args ...string) (pid int) {
+	b.t.Helper()
+	var out bytes.Buffer
 	cmd := exec.Command(args[0], args[1:]...)
-	cmd.Stdout, cmd.Stderr = &out, &out
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Credential: b.nobody()}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = input, &out, &out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Credential: who}
 	if err := cmd.Start(); err != nil {
 		b.t.Fatalf("starting %s: %v; scripts/setup bench installs it", args[0], err)
 	}
-	b.t.Cleanup(func() {
+	end := sync.OnceFunc(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		conn, err := (&net.Dialer{}).DialContext(context.Background(), "tcp", address)
+	b.t.Cleanup(end)
+	for limit := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		conn, err := net.Dial("tcp", address)
 		if err == nil {
 			conn.Close()
-			return cmd
+			return cmd.Process.Pid
 		}
-		if time.Now().After(end) {
-			_ = cmd.Process.Kill()
-			_ = cmd.Wait()
-			b.t.Fatalf("%s doesn't listen on %s:\n%s", args[0], address, out.String())
+		if time.Now().After(limit) {
+			end()
+			b.t.Fatalf("%s doesn't listen on %s:\n%s", args[0], address, &out)
 		}
 	}
 }
@@ -97,6 +103,8 @@ func (b *bench) nobody() *syscall.Credential {
 // route is a way to the database for an unmodified client.
 type route struct {
 	name string
+	pid  int  // of the process in between; 0: none
+	ours bool // it can be profiled
 	// env gives what libpq needs, with credentials that live as long as one measurement.
 	env func() []string
 }
@@ -107,7 +115,7 @@ func libpq(port int, more ...string) []string {
 }
 
 func direct(pg *testpg.Server) route {
-	return route{"direct", func() []string { return libpq(pg.Port, "PGPASSWORD="+testpg.AppPassword) }}
+	return route{name: "direct", env: func() []string { return libpq(pg.Port, "PGPASSWORD="+testpg.AppPassword) }}
 }
 
 // pgbouncer takes TLS from clients and none to the server, a session per client.
@@ -144,8 +152,8 @@ ignore_startup_parameters = extra_float_digits
 log_connections = 0
 log_disconnections = 0
 `, testpg.Database, pg.Port, testpg.Database, port, users, cert, key))
-	b.serve(net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), "/usr/sbin/pgbouncer", "-q", conf)
-	return route{"PgBouncer", func() []string { return libpq(port, "PGPASSWORD="+testpg.AppPassword) }}
+	pid := b.serve(net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), "/usr/sbin/pgbouncer", "-q", conf)
+	return route{name: "PgBouncer", pid: pid, env: func() []string { return libpq(port, "PGPASSWORD="+testpg.AppPassword) }}
 }
 
 // haproxy passes the bytes of TLS through: the floor of what a relay in between costs.
@@ -163,6 +171,6 @@ listen postgres
   bind 127.0.0.1:%d
   server target 127.0.0.1:%d
 `, port, pg.Port))
-	b.serve(net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), "/usr/sbin/haproxy", "-db", "-q", "-f", conf)
-	return route{"HAProxy", func() []string { return libpq(port, "PGPASSWORD="+testpg.AppPassword) }}
+	pid := b.serve(net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), "/usr/sbin/haproxy", "-db", "-q", "-f", conf)
+	return route{name: "HAProxy", pid: pid, env: func() []string { return libpq(port, "PGPASSWORD="+testpg.AppPassword) }}
 }

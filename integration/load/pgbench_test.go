@@ -3,7 +3,9 @@
 package load_test
 
 import (
+	"bytes"
 	"fmt"
+	"os"
 	"regexp"
 	"strconv"
 	"strings"
@@ -33,7 +35,7 @@ func (b *bench) maskedSelect() workload {
 var tps = regexp.MustCompile(`tps = ([0-9.]+) \(without`)
 
 // pgbench runs one measurement and returns transactions per second.
-func (b *bench) pgbench(pg *testpg.Server, r route, w workload, mode string, clients int, round string) float64 {
+func (b *bench) pgbench(pg *testpg.Server, r route, w workload, mode string, clients int) float64 {
 	b.t.Helper()
 	args := []string{pg.Bin("pgbench"), "-n", "-M", mode, "-c", strconv.Itoa(clients), "-j", "1", "-T", strconv.Itoa(int(b.seconds / time.Second))}
 	c := testmesh.Command{Args: append(args, w.args...), Env: r.env(), Within: b.seconds + time.Minute}
@@ -57,43 +59,106 @@ const (
 	onMemory = "Deputy, log on tmpfs"
 )
 
+// servers are what pgbench is measured against.
+type servers struct {
+	pg     *testpg.Server
+	routes []route
+}
+
+// servers starts them all, once.
+func (b *bench) servers() servers {
+	b.t.Helper()
+	if b.world.pg == nil {
+		pg := b.postgres()
+		disk, memory := b.mesh(pg, ""), b.mesh(pg, b.onTmpfs())
+		b.world = servers{pg, []route{
+			b.holder(disk, disk.Login(b.t, "ben"), depth3).route(onDisk),
+			b.holder(memory, memory.Login(b.t, "ben"), depth3).route(onMemory),
+			b.pgbouncer(pg), b.haproxy(pg), direct(pg),
+		}}
+	}
+	return b.world
+}
+
+var protocols = []string{"simple", "prepared"}
+
 func measurePgbench(b *bench) {
-	pg := b.postgres()
-	disk := b.mesh(pg, "")
-	memory := b.mesh(pg, b.onTmpfs())
-	diskRoute := b.holder(disk, disk.Login(b.t, "ben"), depth3).route(onDisk)
-	memoryRoute := b.holder(memory, memory.Login(b.t, "ben"), depth3).route(onMemory)
-	routes := []route{diskRoute, memoryRoute, b.pgbouncer(pg), b.haproxy(pg), direct(pg)}
-	pids := map[string]int{onDisk: disk.Proxy.Pid(), onMemory: memory.Proxy.Pid()}
+	servers := b.servers()
 	for _, w := range []workload{selectOnly, b.maskedSelect(), tpcB} {
-		for _, mode := range []string{"simple", "prepared"} {
+		for _, mode := range protocols {
 			for _, clients := range clientCounts {
 				if !b.wants("pgbench", w.name, mode, strconv.Itoa(clients)) {
 					continue
 				}
-				var subjects []subject
-				for _, r := range routes {
-					subjects = append(subjects, subject{r.name, func() float64 {
-						name := fmt.Sprintf("%s-%s-%d-%s", w.name, mode, clients, r.name)
-						defer b.profiled(pids[r.name], name)()
-						return b.pgbench(pg, r, w, mode, clients, name)
-					}})
+				if w.name == selectOnly.name && b.wants("ladder", mode, strconv.Itoa(clients)) {
+					continue // the ladder's top
 				}
-				got := b.sideBySide(fmt.Sprintf("pgbench %s, %s, %d clients", w.name, mode, clients), subjects)
-				line := result{Name: "pgbench " + w.name, Unit: "tps"}
-				line.Params = map[string]string{"protocol": mode, "clients": strconv.Itoa(clients), "log": "disk"}
-				line.aim = "≥ 0.60"
-				if clients == 32 {
-					line.aim = "≥ 0.75"
-				}
-				b.compare(line, got, onDisk, "PgBouncer")
-				line.aim = ""
-				b.compare(line, got, onDisk, "HAProxy", "direct")
-				line.Params = map[string]string{"protocol": mode, "clients": strconv.Itoa(clients), "log": "tmpfs"}
-				line.aim = "≥ 0.85"
-				b.compare(line, got, onMemory, "PgBouncer")
+				b.comparePgbench(b.transactions(servers.pg, servers.routes, w, mode, clients), w, mode, clients)
 			}
 		}
 		b.write()
 	}
+}
+
+// transactions measures a workload on all routes side by side: throughput, and the processor time that the process in between
+// takes for one transaction, which a busy machine changes less.
+func (b *bench) transactions(pg *testpg.Server, routes []route, w workload, mode string, clients int) map[string][]float64 {
+	b.t.Helper()
+	var subjects []subject
+	spent := map[string][]float64{}
+	for _, r := range routes {
+		subjects = append(subjects, subject{r.name, func() float64 {
+			defer b.profiled(r, fmt.Sprintf("%s-%s-%d-%s", w.name, mode, clients, r.name))()
+			before := b.processorTime(r.pid)
+			v := b.pgbench(pg, r, w, mode, clients)
+			took := b.processorTime(r.pid) - before
+			spent[r.name] = append(spent[r.name], float64(took.Microseconds())/(v*b.seconds.Seconds()))
+			return v
+		}})
+	}
+	got := b.sideBySide(fmt.Sprintf("%s, %s, %d clients", w.name, mode, clients), subjects)
+	for _, r := range routes {
+		if r.pid != 0 && r.name != "PgBouncer" {
+			line := result{Name: "processor time, " + w.name, Unit: "µs/transaction"}
+			line.Params = map[string]string{"protocol": mode, "clients": strconv.Itoa(clients), "step": r.name}
+			b.compare(line, spent, r.name, "PgBouncer")
+		}
+	}
+	return got
+}
+
+// processorTime of a process so far, without its children; 0 without one.
+func (b *bench) processorTime(pid int) time.Duration {
+	if pid == 0 {
+		return 0
+	}
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	f := strings.Fields(string(raw[bytes.LastIndexByte(raw, ')')+1:]))
+	var ticks int64
+	for _, i := range []int{11, 12} { // utime and stime
+		n, err := strconv.ParseInt(f[i], 10, 64)
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * time.Second / 100
+}
+
+func (b *bench) comparePgbench(got map[string][]float64, w workload, mode string, clients int) {
+	line := result{Name: "pgbench " + w.name, Unit: "tps"}
+	line.Params = map[string]string{"protocol": mode, "clients": strconv.Itoa(clients), "log": "disk"}
+	line.aim = "≥ 0.60"
+	if clients == 32 {
+		line.aim = "≥ 0.75"
+	}
+	b.compare(line, got, onDisk, "PgBouncer")
+	line.aim = ""
+	b.compare(line, got, onDisk, "HAProxy", "direct")
+	line.Params = map[string]string{"protocol": mode, "clients": strconv.Itoa(clients), "log": "tmpfs"}
+	line.aim = "≥ 0.85"
+	b.compare(line, got, onMemory, "PgBouncer")
 }

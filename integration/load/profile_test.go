@@ -20,10 +20,11 @@ const profileVariable = "DEPUTY_BENCH_PROFILE"
 
 // profiled collects profiles of a process while something is measured, if PROFILE asks for them; the function that it returns
 // waits for them.
-func (b *bench) profiled(pid int, name string) func() {
-	if b.profile == "" || pid == 0 {
+func (b *bench) profiled(r route, name string) func() {
+	if b.profile == "" || !r.ours {
 		return func() {}
 	}
+	pid := r.pid
 	name = strings.NewReplacer(" ", "-", ",", "").Replace(name)
 	var wg sync.WaitGroup
 	wg.Go(func() {

@@ -21,6 +21,7 @@ type bench struct {
 	settings
 	began   time.Time
 	dir     string // programs, files of the peers
+	world   servers
 	results []result
 }
 
