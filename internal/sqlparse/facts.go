@@ -48,6 +48,14 @@ type Statement struct {
 	// Object is the name in prepare, execute, deallocate, declare, fetch, close, listen, unlisten,
 	// notify; empty for DEALLOCATE ALL, CLOSE ALL and UNLISTEN *.
 	Object string `json:"object,omitempty"`
+	// Cursor is the name in WHERE CURRENT OF.
+	Cursor string `json:"cursor,omitempty"`
+	// Handle says where Cursor, or Object in the first six of its kinds, stands in Text: from byte
+	// Handle[0] to before Handle[1].
+	Handle [2]int `json:"handle,omitzero"`
+	// Hold says that a declare is WITH HOLD, Binary that it is of a BINARY cursor.
+	Hold   bool `json:"hold,omitempty"`
+	Binary bool `json:"binary,omitempty"`
 	// Roles are the roles named in grant, SET ROLE, owner and role statements.
 	Roles []string `json:"roles,omitempty"`
 
@@ -244,4 +252,7 @@ type Copy struct {
 	Program bool   `json:"program,omitempty"`
 	File    string `json:"file,omitempty"` // on the server; empty: STDIN or STDOUT, the client
 	Query   bool   `json:"query,omitempty"`
+	// Binary is FORMAT binary, or an unclear format; Header a first line with names, or perhaps one.
+	Binary bool `json:"binary,omitempty"`
+	Header bool `json:"header,omitempty"`
 }

@@ -95,6 +95,18 @@ func render(s *sqlparse.Statement) string {
 	if s.Object != "" {
 		word("object=%s", s.Object)
 	}
+	if s.Cursor != "" {
+		word("cursor=%s", s.Cursor)
+	}
+	if h := s.Handle; h != [2]int{} {
+		word("at %d %s", h[0], s.Text[h[0]:h[1]])
+	}
+	if s.Hold {
+		word("HOLD")
+	}
+	if s.Binary {
+		word("BINARY")
+	}
 	if s.Analyze {
 		word("ANALYZE")
 	}

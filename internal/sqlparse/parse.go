@@ -66,6 +66,7 @@ func facts(sql string, tokens []*pg.ScanToken, raw *pg.RawStmt) (Statement, bool
 		}
 	}
 	s.Normalized, s.Parameters, s.Literals = normalize(sql, own)
+	s.handle(sql, start, own)
 	return s, w.template, nil
 }
 

@@ -134,6 +134,8 @@ func (w *walker) utility(n *pg.Node, sc *scope) bool {
 		s.Kind, s.Tag, s.Object = KindDeallocate, "DEALLOCATE", v.DeallocateStmt.Name
 	case *pg.Node_DeclareCursorStmt:
 		s.Kind, s.Tag, s.Object = KindDeclare, "DECLARE CURSOR", v.DeclareCursorStmt.Portalname
+		s.Hold = v.DeclareCursorStmt.Options&cursorHold != 0
+		s.Binary = v.DeclareCursorStmt.Options&cursorBinary != 0
 		w.inside(v.DeclareCursorStmt.Query, sc, UseOutput)
 	case *pg.Node_FetchStmt:
 		s.Kind, s.Tag, s.Object = KindFetch, "FETCH", v.FetchStmt.Portalname
@@ -155,7 +157,7 @@ func (w *walker) utility(n *pg.Node, sc *scope) bool {
 		s.Kind, s.Tag = KindTruncate, "TRUNCATE TABLE"
 		w.relations(v.TruncateStmt.Relations, Write)
 	case *pg.Node_DiscardStmt:
-		s.Kind, s.Tag = KindDiscard, "DISCARD"
+		s.Kind, s.Tag = KindDiscard, strings.ReplaceAll(v.DiscardStmt.Target.String(), "_", " ") // DISCARD ALL
 	case *pg.Node_CheckPointStmt:
 		s.Kind, s.Tag = KindMaintain, "CHECKPOINT"
 	case *pg.Node_LoadStmt:
@@ -205,6 +207,12 @@ func analyzes(options []*pg.Node) bool {
 	return false
 }
 
+// PostgreSQL's CURSOR_OPT_HOLD and CURSOR_OPT_BINARY.
+const (
+	cursorHold   = 0x0020
+	cursorBinary = 0x0001
+)
+
 // copy walks COPY.
 func (w *walker) copy(s *pg.CopyStmt, sc *scope) {
 	c := &Copy{From: s.IsFrom, Program: s.IsProgram, Query: s.Query != nil}
@@ -223,7 +231,29 @@ func (w *walker) copy(s *pg.CopyStmt, sc *scope) {
 		w.copyTable(s, sc)
 	}
 	w.expr(s.WhereClause, sc, UseFilter)
-	w.exprs(s.Options, sc, UseOther)
+	w.copyOptions(c, s.Options, sc)
+}
+
+// copyOptions walks the options of COPY. Those that name columns name what the rows bring or what is read anyway.
+func (w *walker) copyOptions(c *Copy, options []*pg.Node, sc *scope) {
+	for _, n := range options {
+		d := n.GetDefElem()
+		if d == nil {
+			w.unknownNode("COPY option")
+			continue
+		}
+		switch d.Defname {
+		case "format":
+			c.Binary = d.Arg.GetString_().GetSval() != "text" && d.Arg.GetString_().GetSval() != "csv"
+		case "header":
+			c.Header = true
+		case "freeze", "delimiter", "null", "quote", "escape", "force_quote", "force_not_null", "force_null", "encoding":
+		case "default":
+			w.expr(d.Arg, sc, UseOther)
+		default:
+			w.unknownNode("COPY option " + d.Defname)
+		}
+	}
 }
 
 func (w *walker) copyTable(s *pg.CopyStmt, sc *scope) {
@@ -232,7 +262,12 @@ func (w *walker) copyTable(s *pg.CopyStmt, sc *scope) {
 		access, use = Write, UseTarget
 	}
 	i := w.relation(s.Relation, access)
-	sc.items = append(sc.items, w.itemOf(i))
+	if w.err != nil {
+		return
+	}
+	it := w.itemOf(i)
+	it.excluded = s.IsFrom // WHERE sees the row that the agent brings, and nothing of the table
+	sc.items = append(sc.items, it)
 	names := stringsOf(s.Attlist)
 	if len(names) == 0 {
 		at := w.column(Column{Star: true, From: []int{i}, Use: use})

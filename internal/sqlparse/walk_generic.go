@@ -44,6 +44,12 @@ func (w *walker) message(m protoreflect.Message, sc *scope, use Use) {
 		w.expr(v.Node, sc, UseOrder)
 	case *pg.RoleSpec:
 		w.role(v)
+	case *pg.CurrentOfExpr:
+		w.template = false // where the name stands depends on the constants before it
+		if w.s.Cursor != "" || w.s.Object != "" || v.CursorName == "" {
+			w.unknownNode("WHERE CURRENT OF together with another name")
+		}
+		w.s.Cursor = v.CursorName
 	case *pg.VariableSetStmt:
 		w.setting(v)
 	case *pg.JsonAggConstructor:
@@ -99,7 +105,7 @@ var understood = set(
 	"String", "Integer", "Float", "Boolean", "BitString", "List", "IntList", "A_Const", "A_Star",
 	"A_Indices", "A_ArrayExpr", "Alias", "ParamRef", "SetToDefault", "NullTest", "BooleanTest",
 	"CaseExpr", "CaseWhen", "CoalesceExpr", "MinMaxExpr", "RowExpr", "CollateClause", "NamedArgExpr",
-	"SQLValueFunction", "CurrentOfExpr", "GroupingFunc", "GroupingSet", "ResTarget", "MergeSupportFunc",
+	"SQLValueFunction", "GroupingFunc", "GroupingSet", "ResTarget", "MergeSupportFunc",
 	// XML and JSON: values and paths, no names that resolve.
 	"XmlExpr", "XmlSerialize", "RangeTableFuncCol", "JsonFormat", "JsonReturning", "JsonValueExpr",
 	"JsonIsPredicate", "JsonBehavior", "JsonOutput", "JsonArgument", "JsonFuncExpr", "JsonTablePathSpec",

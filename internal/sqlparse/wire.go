@@ -94,6 +94,9 @@ func (s *Statement) check() error {
 	if !s.Kind.known() || s.Inner != "" && !s.Inner.known() {
 		return fmt.Errorf("the reply names an unknown kind %q", s.Kind)
 	}
+	if h := s.Handle; h[0] < 0 || h[0] > h[1] || h[1] > len(s.Text) {
+		return errors.New("the reply places a name outside of its statement")
+	}
 	for _, c := range s.Columns {
 		for _, i := range append(slices.Clone(c.From), c.RowOf...) {
 			if i < 0 || i >= len(s.Relations) {
