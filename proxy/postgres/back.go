@@ -259,7 +259,7 @@ func (s *session) queryAnswer(ctx context.Context, e *entry, kind byte, body []b
 		for _, r := range e.runs {
 			r.dropped()
 		}
-		s.settled(body[0], 0)
+		s.settled(body[0], e.batch)
 		s.out.frame(kind, body)
 		s.q.pop()
 		return s.flush()

@@ -17,6 +17,10 @@ const (
 	classPinned      = "pinned"      // would change a setting that decisions rest on
 	classMasked      = "masked"      // uses a masked column otherwise than as a plain output column
 	classTarget      = "target"      // the target's catalogue can't be read
+
+	classNoStatement  = "no_statement"  // names a prepared statement that isn't there
+	classDupStatement = "dup_statement" // names one that is there already
+	classNoCursor     = "no_cursor"     // names a cursor that isn't there
 )
 
 // decision is what one statement does, as far as its text and the catalogue say. It holds for one snapshot.
@@ -34,7 +38,9 @@ type decision struct {
 	blind bool
 	// text goes to the target instead of the statement's own, if not empty.
 	text string
-	snap *snapshot
+	// names is set for a statement that names a prepared statement or a cursor; stmt then is what it runs.
+	names *resolution
+	snap  *snapshot
 }
 
 // decider turns facts into decisions for one session.
@@ -45,8 +51,8 @@ type decider struct {
 	app      string // the pinned application_name
 	// made holds relations that the session created and the catalogue may not show yet.
 	made map[qname]bool
-	// prepared finds the name at the target of the agent's prepared statement.
-	prepared func(name string) (string, bool)
+	// resolve finds what the agent's names of prepared statements and cursors mean in this session.
+	resolve func(ctx context.Context, stmt *sqlparse.Statement, alias string) (*resolution, error)
 }
 
 // objection refuses for a reason of the engine's own.
@@ -55,10 +61,22 @@ func objection(class, reason string) *proxy.Objection {
 }
 
 // decide finds out what the statement does. The error is a [*proxy.Objection].
-func (d *decider) decide(ctx context.Context, stmt *sqlparse.Statement) (*decision, error) {
+func (d *decider) decide(ctx context.Context, stmt *sqlparse.Statement, alias string) (*decision, error) {
 	dec := &decision{stmt: stmt, cmd: d.command(stmt)}
 	if len(stmt.Unknown) > 0 {
 		return dec, objection(classUnparsable, "the statement holds something that can't be decided: "+strings.Join(stmt.Unknown, ", "))
+	}
+	if handles(stmt) {
+		var err error
+		if dec.names, err = d.resolve(ctx, stmt, alias); err != nil {
+			return dec, err
+		}
+		dec.text = dec.names.text
+		if dec.names.runs != nil {
+			stmt = dec.names.runs
+			dec.stmt = stmt
+			dec.cmd.Kind, dec.cmd.Scrubbed = string(stmt.Kind), dec.names.scrubbed
+		}
 	}
 	cat := d.e.catalogs[d.database]
 	snap, err := cat.get(ctx)
@@ -79,7 +97,7 @@ func (d *decider) decide(ctx context.Context, stmt *sqlparse.Statement) (*decisi
 	dec.cmd.Ops = b.ops
 	known := names{snap}
 	dec.planned = harmlessNames(stmt, known) && !snap.casts && b.plain
-	dec.cmd.ReadOnly = dec.planned && stmt.ReadOnly(known) && dec.text == ""
+	dec.cmd.ReadOnly = dec.planned && stmt.ReadOnly(known) && (dec.text == "" || dec.names != nil)
 	for i, r := range stmt.Relations {
 		if r.Access&(sqlparse.Write|sqlparse.Define) != 0 && r.Access&sqlparse.Read == 0 {
 			dec.blind = dec.blind || dec.relations[i] != nil && b.isMasked(dec.relations[i])

@@ -1,7 +1,6 @@
 package postgres
 
 import (
-	"regexp"
 	"strings"
 
 	"github.com/deputymesh/deputy/internal/sqlparse"
@@ -127,23 +126,3 @@ func (b *opBuilder) settings() error {
 }
 
 func quoteLiteral(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
-
-var plainName = regexp.MustCompile(`^[a-z0-9]+$`)
-
-// deallocate puts the name at the target in the place of the agent's.
-func (b *opBuilder) deallocate() error {
-	s := b.dec.stmt
-	b.onDatabase("connect", false, false)
-	if s.Object == "" {
-		return nil
-	}
-	name, ok := b.d.prepared(s.Object)
-	if !ok {
-		name = "none"
-	}
-	if !plainName.MatchString(name) {
-		return objection(classUnsupported, "this prepared statement can't be deallocated by SQL")
-	}
-	b.dec.text = `DEALLOCATE "` + name + `"`
-	return nil
-}

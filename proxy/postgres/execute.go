@@ -41,10 +41,14 @@ func (s *session) execute(ctx context.Context, p *parts) error {
 			return s.poison(ctx, f)
 		}
 	}
+	if r.d.names != nil && r.text() != port.text {
+		return s.poison(ctx, &fault{code: codeNoPortal, message: "a name in the statement means something else than when the portal was bound", hint: "Bind it again."})
+	}
+	s.apply(r)
 	s.note([]*run{r})
 	describe := len(r.obligations.Masks) > 0
 	if r.limit > 0 {
-		return s.executeLimited(ctx, r, port.upstream, rows, !describe, func(n int64) { port.rows += n }, port.rows)
+		return s.executeLimited(ctx, r, port.upstream, rows, false, r.counter(port))
 	}
 	if describe {
 		if err := s.describeFor(ctx, r, port.upstream); err != nil {
@@ -72,15 +76,15 @@ func (s *session) describeFor(ctx context.Context, r *run, upstream string) erro
 	return nil
 }
 
-// executeLimited executes a portal that may give at most r.limit rows, before of which are out already. It waits for the
-// answer, since what follows depends on it: one row too many, and the target is made to fail.
-func (s *session) executeLimited(ctx context.Context, r *run, upstream string, rows int, described bool, count func(int64), before int64) error {
+// executeLimited executes a portal that may give at most r.limit rows, counted with those that are out already. It waits for
+// the answer, since what follows depends on it: one row too many, and the target is made to fail.
+func (s *session) executeLimited(ctx context.Context, r *run, upstream string, rows int, described bool, counted *portal) error {
 	if !described {
 		if err := s.describeFor(ctx, r, upstream); err != nil {
 			return err
 		}
 	}
-	r.limited, r.allowed = true, max(r.limit-before, 0)
+	r.limited, r.allowed = true, max(r.limit-counted.rows, 0)
 	ask := int(min(r.allowed+1, 1<<31-1))
 	if rows > 0 && rows < ask {
 		ask = rows
@@ -100,7 +104,7 @@ func (s *session) executeLimited(ctx context.Context, r *run, upstream string, r
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	count(r.rows)
+	counted.rows += r.rows
 	if !r.exceeded {
 		return nil
 	}

@@ -3,60 +3,7 @@ package postgres
 import (
 	"context"
 	"fmt"
-
-	"github.com/deputymesh/deputy/internal/sqlparse"
 )
-
-// prepared is one of the agent's prepared statements.
-type prepared struct {
-	upstream string // its name at the target
-	stmt     *sqlparse.Statement
-	text     string
-	run      *run // the pass of the Parse, until an Execute takes it
-	state    *state
-}
-
-// portal is one of the agent's portals.
-type portal struct {
-	upstream string
-	prepared *prepared
-	run      *run
-	rows     int64 // handed out so far
-	state    *state
-}
-
-// state says whether the target has something: made in this batch (then it is there if anything after it runs), known to
-// be there, or known to be gone.
-type state struct {
-	batch int
-	q     *queue // its lock guards what follows
-	there bool
-	gone  bool
-}
-
-func (s *session) newState() *state { return &state{batch: s.batch, q: s.q} }
-
-func (t *state) confirm() { t.q.mu.Lock(); t.there = true; t.q.mu.Unlock() }
-func (t *state) undo()    { t.q.mu.Lock(); t.gone = true; t.q.mu.Unlock() }
-
-// usable says whether the target has it. Where that isn't known yet, it waits for the target.
-func (s *session) usable(ctx context.Context, t *state) (bool, error) {
-	for range 2 {
-		s.q.mu.Lock()
-		there, gone := t.there, t.gone
-		s.q.mu.Unlock()
-		if gone {
-			return false, nil
-		}
-		if there || t.batch == s.batch {
-			return true, nil
-		}
-		if err := s.settle(ctx, 0); err != nil {
-			return false, err
-		}
-	}
-	return false, nil
-}
 
 const (
 	maxStatements = 10000
@@ -74,14 +21,12 @@ func (s *session) parse(ctx context.Context, p *parts) error {
 	}
 	s.open = true
 	if name != "" {
-		if old := s.statements[name]; old != nil {
-			there, err := s.usable(ctx, old.state)
-			if err != nil {
-				return err
-			}
-			if there {
-				return s.poison(ctx, &fault{code: codeDupStatement, message: fmt.Sprintf("prepared statement %q already exists", name)})
-			}
+		old, err := s.statement(ctx, name)
+		if err != nil {
+			return err
+		}
+		if old != nil {
+			return s.poison(ctx, &fault{code: codeDupStatement, message: fmt.Sprintf("prepared statement %q already exists", name)})
 		} else if len(s.statements) >= maxStatements {
 			return s.poison(ctx, &fault{code: codeTooLarge, message: "too many prepared statements", hint: "Close some."})
 		}
@@ -98,8 +43,7 @@ func (s *session) parse(ctx context.Context, p *parts) error {
 	}
 	prep := &prepared{text: text, state: s.newState()}
 	if name != "" {
-		s.serial++
-		prep.upstream = fmt.Sprintf("d%d", s.serial)
+		prep.upstream, prep.before = s.newName("d"), s.statements[name].ending()
 	}
 	e := &entry{step: stepParse, confirm: prep.state.confirm, undo: prep.state.undo}
 	if len(list) == 1 {
@@ -111,7 +55,7 @@ func (s *session) parse(ctx context.Context, p *parts) error {
 			return s.poison(ctx, f)
 		}
 		if prep.run.d.text != "" {
-			prep.text = prep.run.d.text
+			prep.text, prep.alias = prep.run.d.text, prep.run.d.alias()
 		}
 		f, err := s.parameterTypes(ctx, prep.run, types[2:])
 		if err != nil {
@@ -145,19 +89,6 @@ func (s *session) parse(ctx context.Context, p *parts) error {
 	return nil
 }
 
-// statement finds a prepared statement that the target has.
-func (s *session) statement(ctx context.Context, name string) (*prepared, error) {
-	p := s.statements[name]
-	if p == nil {
-		return nil, nil
-	}
-	ok, err := s.usable(ctx, p.state)
-	if err != nil || !ok {
-		return nil, err
-	}
-	return p, nil
-}
-
 func noStatement(name string) *fault {
 	if name == "" {
 		return &fault{code: codeNoStatement, message: "unnamed prepared statement does not exist"}
@@ -173,7 +104,7 @@ func (s *session) pass(ctx context.Context, p *prepared) (*run, *fault, error) {
 			return r, nil, nil
 		}
 	}
-	r, f, err := s.authorize(ctx, p.stmt)
+	r, f, err := s.authorizeAs(ctx, p.stmt, p.alias)
 	if err != nil || f != nil {
 		return nil, f, err
 	}
@@ -208,8 +139,7 @@ func (s *session) bind(ctx context.Context, p *parts) error {
 	}
 	port := &portal{prepared: prep, state: s.newState()}
 	if name != "" {
-		s.serial++
-		port.upstream = fmt.Sprintf("p%d", s.serial)
+		port.upstream = s.newName("p")
 	}
 	e := &entry{step: stepBind, confirm: port.state.confirm, undo: port.state.undo}
 	if prep.stmt != nil && s.planRuns(prep) {
@@ -225,7 +155,11 @@ func (s *session) bind(ctx context.Context, p *parts) error {
 			return s.poison(ctx, tooMuchHeld())
 		}
 		e.run, e.scrub = port.run, port.run.touched
+		if err := s.rename(ctx, source, prep, port.run); err != nil {
+			return err
+		}
 	}
+	port.text = prep.text
 	s.portals[name] = port
 	if ok, err := s.send(ctx, e); err != nil || !ok {
 		return err
@@ -236,6 +170,9 @@ func (s *session) bind(ctx context.Context, p *parts) error {
 
 // planRuns says whether planning the statement may run what isn't known as harmless. In doubt it says so.
 func (s *session) planRuns(p *prepared) bool {
+	if handles(p.stmt) {
+		return true // what its names mean now is for the decision to say
+	}
 	if p.run != nil && p.state.batch == s.batch && !p.run.old() {
 		return !p.run.d.planned
 	}
@@ -334,41 +271,6 @@ func (s *session) describeOrClose(ctx context.Context, kind byte, p *parts) erro
 	o.cstring(upstream)
 	o.end()
 	return nil
-}
-
-func (s *session) portal(ctx context.Context, name string) (*portal, error) {
-	p := s.portals[name]
-	if p == nil {
-		return nil, nil
-	}
-	if s.buried(p) {
-		delete(s.portals, name)
-		return nil, nil
-	}
-	ok, err := s.usable(ctx, p.state)
-	if err != nil || !ok {
-		return nil, err
-	}
-	return p, nil
-}
-
-// buried says that the transaction of the portal is over.
-func (s *session) buried(p *portal) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return p.state.batch <= s.idleAfter
-}
-
-// buryPortals forgets portals of transactions that are over, when there are many.
-func (s *session) buryPortals() {
-	if len(s.portals) < 256 {
-		return
-	}
-	for name, p := range s.portals {
-		if s.buried(p) {
-			delete(s.portals, name)
-		}
-	}
 }
 
 func noPortal(name string) *fault {

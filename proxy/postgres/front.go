@@ -145,10 +145,15 @@ func (s *session) ready(ctx context.Context) error {
 
 // authorize decides about a statement and gives its run. A refusal comes as a fault.
 func (s *session) authorize(ctx context.Context, stmt *sqlparse.Statement) (*run, *fault, error) {
+	return s.authorizeAs(ctx, stmt, "")
+}
+
+// authorizeAs is authorize for a statement that makes something which is to be called alias at the target.
+func (s *session) authorizeAs(ctx context.Context, stmt *sqlparse.Statement, alias string) (*run, *fault, error) {
 	if err := s.ready(ctx); err != nil {
 		return nil, nil, err
 	}
-	d, err := s.decide(ctx, stmt)
+	d, err := s.decide(ctx, stmt, alias)
 	if err != nil {
 		f, err := s.refuse(ctx, d.cmd, err)
 		return nil, f, err
@@ -165,7 +170,7 @@ func (s *session) authorize(ctx context.Context, stmt *sqlparse.Statement) (*run
 		return nil, f, err
 	}
 	r := &run{pass: pass, d: d, made: time.Now(), record: context.WithoutCancel(ctx), obligations: pass.Obligations()}
-	if givesRows(stmt.Kind) {
+	if d.givesRows() {
 		r.limit = int64(min(r.obligations.MaxRows, 1<<31-2))
 	}
 	r.touched = d.blind || len(r.obligations.Masks) > 0 && expose(d, r.obligations).touched()
@@ -177,9 +182,12 @@ func (s *session) authorize(ctx context.Context, stmt *sqlparse.Statement) (*run
 	return r, nil, nil
 }
 
-// givesRows says whether a limit of rows means anything for the kind.
-func givesRows(k sqlparse.Kind) bool {
-	switch k {
+// givesRows says whether a limit of rows means anything.
+func (d *decision) givesRows() bool {
+	if d.names != nil && d.names.silent {
+		return false
+	}
+	switch d.stmt.Kind {
 	case sqlparse.KindSelect, sqlparse.KindInsert, sqlparse.KindUpdate, sqlparse.KindDelete, sqlparse.KindMerge:
 		return true
 	default:
@@ -235,6 +243,12 @@ func refusalFault(r *proxy.Refusal) *fault {
 		f.code, f.hint = codeUnsupported, ""
 	case classMasked:
 		f.hint = "Select the column as it is, or leave it out."
+	case classNoStatement:
+		f.code, f.hint = codeNoStatement, ""
+	case classDupStatement:
+		f.code, f.hint = codeDupStatement, ""
+	case classNoCursor:
+		f.code, f.hint = codeNoPortal, ""
 	case classTarget:
 		f.code, f.hint = codeNoConnection, "Try again."
 	}

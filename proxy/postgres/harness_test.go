@@ -61,6 +61,20 @@ type ledger struct {
 	counts   map[string]int
 }
 
+// userRoles are what the user has now.
+func (l *ledger) userRoles() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.roles
+}
+
+// become gives the user other roles, as another policy set would.
+func (l *ledger) become(roles ...string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.roles = roles
+}
+
 type event struct {
 	kind string // decided, refused, forwarded, completed, closed
 	text string
@@ -136,7 +150,7 @@ type testSession struct {
 }
 
 func (s *testSession) ID() string               { return s.id }
-func (s *testSession) Roles() []string          { return s.l.roles }
+func (s *testSession) Roles() []string          { return s.l.userRoles() }
 func (s *testSession) Context() context.Context { return s.ctx }
 func (s *testSession) Close(reason, detail string) {
 	s.once.Do(func() { s.l.add(event{kind: "closed", why: reason, text: detail}) })
@@ -157,7 +171,7 @@ func (s *testSession) Authorize(ctx context.Context, cmd proxy.Command) (postgre
 	if s.ctx.Err() != nil {
 		return nil, s.refuse(cmd, &proxy.Refusal{Class: proxy.ClassRevoked, Reason: "revoked", Ended: true})
 	}
-	subject, err := policy.NewSubjectFromFacts(facts(s.l.roles))
+	subject, err := policy.NewSubjectFromFacts(facts(s.l.userRoles()))
 	if err != nil {
 		return nil, err
 	}
@@ -265,6 +279,8 @@ permit (principal in Deputy::Role::"dba", action, resource in Deputy::Database::
 permit (principal in Deputy::Role::"dba", action == Deputy::Action::"postgres:call", resource == Deputy::Database::"orders-db/shop");
 @id("dba-calls-plus")
 permit (principal in Deputy::Role::"dba", action == Deputy::Action::"postgres:call", resource == Deputy::Function::"orders-db/shop/public.plus");
+@id("dba-opens")
+permit (principal in Deputy::Role::"dba", action == Deputy::Action::"postgres:call", resource == Deputy::Function::"orders-db/shop/public.opens");
 @id("view")
 permit (principal in Deputy::Role::"analyst", action == Deputy::Action::"postgres:select", resource == Deputy::Table::"orders-db/shop/public.named_view");
 @id("sleep")

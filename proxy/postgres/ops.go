@@ -72,6 +72,9 @@ func (b *opBuilder) build() error {
 		return objection(classPinned, f+" is never allowed here: it can change settings that decisions rest on")
 	}
 	inner := s.Kind
+	if s.Inner == sqlparse.KindExecute || s.Cursor != "" && b.dec.names == nil {
+		return objection(classUnsupported, tagOf(s)+" of a prepared statement or a cursor isn't supported by this proxy")
+	}
 	switch s.Kind {
 	case sqlparse.KindSelect, sqlparse.KindInsert, sqlparse.KindUpdate, sqlparse.KindDelete, sqlparse.KindMerge:
 	case sqlparse.KindExplain:
@@ -102,8 +105,10 @@ func (b *opBuilder) build() error {
 			b.function(f, true)
 		}
 		return b.relations(sqlparse.KindSelect)
-	case sqlparse.KindDeallocate:
-		return b.deallocate()
+	case sqlparse.KindDeallocate, sqlparse.KindClose, sqlparse.KindDiscard:
+		// It ends what the session itself has.
+		b.onDatabase("connect", false, false)
+		return nil
 	default:
 		return objection(classUnsupported, tagOf(s)+" isn't supported by this proxy yet")
 	}

@@ -37,6 +37,8 @@ type run struct {
 	mu   sync.Mutex
 	used bool // it went to the target
 	over bool // its outcome is recorded
+	// then are what becomes true when it succeeds.
+	then []*state
 }
 
 // passAge is how long the pass of a Parse or Bind counts for the Execute that follows: what is executed later is decided anew,
@@ -75,9 +77,16 @@ func (r *run) use(bytes int) error {
 // complete records the outcome, once. It returns when the outcome is durable where masking or a limit acted.
 func (r *run) complete(o proxy.Outcome) error {
 	r.mu.Lock()
-	over := r.over
-	r.over = true
+	over, then := r.over, r.then
+	r.over, r.then = true, nil
 	r.mu.Unlock()
+	for _, t := range then {
+		if o.Status == "ok" {
+			t.confirm()
+		} else {
+			t.undo()
+		}
+	}
 	if over {
 		return nil
 	}

@@ -70,13 +70,7 @@ func newSession(e *Engine, core Session, client net.Conn, up *upstream) (*sessio
 		log: e.cfg.Logger.With("session", core.ID(), "target", e.name), keyed: keyed,
 		statements: map[string]*prepared{}, portals: map[string]*portal{}, batch: 1,
 	}
-	s.decider.prepared = func(name string) (string, bool) {
-		p, ok := s.statements[name]
-		if !ok {
-			return "", false
-		}
-		return p.upstream, true
-	}
+	s.resolve = s.resolveNames
 	return s, nil
 }
 

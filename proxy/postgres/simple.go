@@ -3,9 +3,9 @@ package postgres
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 
-	"github.com/deputymesh/deputy/internal/sqlparse"
 	"github.com/deputymesh/deputy/proxy"
 )
 
@@ -29,6 +29,7 @@ func (s *session) query(ctx context.Context, text string) error {
 		return s.refuseQuery(ctx, f)
 	}
 	var runs []*run
+	var undo []func()
 	for i := range list {
 		r, f, err := s.authorize(ctx, &list[i])
 		if err != nil {
@@ -45,9 +46,14 @@ func (s *session) query(ctx context.Context, text string) error {
 			for _, r := range runs {
 				r.dropped()
 			}
+			for _, u := range slices.Backward(undo) {
+				u()
+			}
 			return s.refuseQuery(ctx, f)
 		}
 		runs = append(runs, r)
+		// What it names or ends counts for the statements behind it already.
+		undo = append(undo, s.apply(r))
 	}
 	// A simple Query does away with the unnamed statement and portal.
 	delete(s.statements, "")
@@ -59,7 +65,8 @@ func (s *session) query(ctx context.Context, text string) error {
 	if len(runs) == 1 && runs[0].limit > 0 {
 		return s.limitedQuery(ctx, runs[0])
 	}
-	ok, err := s.send(ctx, &entry{step: stepQuery, runs: runs})
+	ok, err := s.send(ctx, &entry{step: stepQuery, runs: runs, batch: s.batch})
+	s.batch++
 	if err != nil || !ok {
 		return err
 	}
@@ -136,12 +143,6 @@ func (s *session) note(runs []*run) {
 			s.defined = true
 			s.mu.Unlock()
 		}
-		if r.d.stmt.Kind == sqlparse.KindDeallocate {
-			if r.d.stmt.Object == "" {
-				clear(s.statements)
-			}
-			delete(s.statements, r.d.stmt.Object)
-		}
 	}
 }
 
@@ -167,12 +168,16 @@ func (s *session) limitedQuery(ctx context.Context, r *run) error {
 	o.cstring(r.text())
 	o.int16(0)
 	o.end()
-	s.writeBind("", "", []byte{0, 0, 0, 0, 0, 0})
+	formats := []byte{0, 0, 0, 0, 0, 0}
+	if c := r.counter(&portal{}); c.binary {
+		formats = []byte{0, 0, 0, 0, 0, 1, 0, 1}
+	}
+	s.writeBind("", "", formats)
 	o.begin('D')
 	o.byte('P')
 	o.cstring("")
 	o.end()
-	if err := s.executeLimited(ctx, r, "", 0, true, func(int64) {}, 0); err != nil {
+	if err := s.executeLimited(ctx, r, "", 0, true, r.counter(&portal{})); err != nil {
 		return err
 	}
 	return s.sync(ctx)
