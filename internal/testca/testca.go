@@ -7,6 +7,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -60,6 +61,20 @@ func New(t testing.TB, trustDomain string) *CA {
 	return &CA{t: t, td: td, key: key, cert: cert}
 }
 
+// Load is the CA of a mesh that the test owns: whoever has its files.
+func Load(t testing.TB, trustDomain, certFile, keyFile string) *CA {
+	t.Helper()
+	pair, err := tls.LoadX509KeyPair(certFile, keyFile)
+	if err != nil {
+		t.Fatalf("testca: %v", err)
+	}
+	key, ok := pair.PrivateKey.(*ecdsa.PrivateKey)
+	if !ok {
+		t.Fatalf("testca: the key in %s isn't ECDSA", keyFile)
+	}
+	return &CA{t: t, td: spiffeid.RequireTrustDomainFromString(trustDomain), key: key, cert: pair.Leaf}
+}
+
 // NewKey makes an ECDSA P-256 key.
 func NewKey(t testing.TB) *ecdsa.PrivateKey {
 	t.Helper()
@@ -105,6 +120,11 @@ func Validity(notBefore, notAfter time.Time) Option {
 // Extension adds an extension, such as actor.GradeExtension makes.
 func Extension(e pkix.Extension) Option {
 	return func(c *x509.Certificate) { c.ExtraExtensions = append(c.ExtraExtensions, e) }
+}
+
+// URIs replaces the names in a certificate, whatever SPIFFE says of them.
+func URIs(raw ...*url.URL) Option {
+	return func(c *x509.Certificate) { c.URIs = raw }
 }
 
 // Hosts adds DNS names and IP addresses.

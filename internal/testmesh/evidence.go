@@ -12,8 +12,14 @@ import (
 	"github.com/deputymesh/deputy/audit"
 )
 
-// roleNames have logs.
-var roleNames = []string{"issuer", "broker", "proxy"}
+// roles are those that have logs.
+func (m *Mesh) roles() []string {
+	names := []string{"issuer", "broker", "proxy"}
+	if _, err := os.Stat(m.Config(secondProxy)); err == nil {
+		names = append(names, secondProxy)
+	}
+	return names
+}
 
 // LogDir is the folder of a role's log.
 func (m *Mesh) LogDir(role string) string { return filepath.Join(m.Dir, role, "audit") }
@@ -120,7 +126,7 @@ func (m *Mesh) Outcome(t testing.TB, decision audit.RecordID) *audit.Record {
 func (m *Mesh) Show(t testing.TB, what string) Result {
 	t.Helper()
 	args := []string{Deputy(t), "audit", "show"}
-	for _, role := range roleNames {
+	for _, role := range m.roles() {
 		args = append(args, "--log", m.LogDir(role))
 	}
 	return Exec(t, Command{Args: append(args, what)})
@@ -131,7 +137,7 @@ func (m *Mesh) Show(t testing.TB, what string) Result {
 func (m *Mesh) Verify(t testing.TB) {
 	t.Helper()
 	args := []string{Deputy(t), "audit", "verify", "--keys", m.KeysFile()}
-	for _, role := range roleNames {
+	for _, role := range m.roles() {
 		args = append(args, m.LogDir(role))
 	}
 	if r := Exec(t, Command{Args: args}); r.Code != 0 {

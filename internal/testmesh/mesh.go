@@ -21,6 +21,7 @@ import (
 const (
 	TrustDomain = "test.example"
 	Target      = "orders-db"
+	OtherTarget = "crm-db" // where there are two
 	Database    = "shop"
 	ClientID    = "deputy-cli"
 )
@@ -37,6 +38,7 @@ const (
 	brokerUID
 	proxyUID
 	signInUID
+	secondUID
 )
 
 // Mesh is a running mesh: PostgreSQL, identity provider, issuer, broker and proxy.
@@ -51,12 +53,16 @@ type Mesh struct {
 	PG       *testpg.Server
 
 	SignIn, Issuer, Broker, Proxy *Process
+	// Second is the proxy of OtherTarget, if SecondProxy was asked for.
+	Second *Process
 
 	sessions atomic.Int32
 }
 
 type settings struct {
 	foreign bool
+	targets []string // beside Target
+	second  bool
 	edits   map[string]func(string) string
 	pg      *testpg.Server
 	policy  string
@@ -106,7 +112,10 @@ func Start(t testing.TB, options ...Option) *Mesh {
 		m.PG = Shop(t)
 	}
 	m.init(s)
-	for _, role := range roleNames {
+	if s.second {
+		m.splitProxy()
+	}
+	for _, role := range m.roles() {
 		// Small files: with the race detector it takes seconds to read the usual ones.
 		m.EditConfig(t, role, func(c string) string {
 			return strings.Replace(c, "\naudit:\n", "\naudit:\n  segment_bytes: 1048576\n", 1)
@@ -124,6 +133,11 @@ func Start(t testing.TB, options ...Option) *Mesh {
 	m.Issuer.launch()
 	m.Broker = m.role("broker", brokerUID).launch()
 	m.Proxy = m.role("proxy", proxyUID).launch()
+	if s.second {
+		m.Second = m.role(secondProxy, secondUID)
+		m.Second.args[1] = "proxy"
+		m.Second.launch()
+	}
 	return m
 }
 
@@ -166,9 +180,9 @@ func (m *Mesh) EditConfig(t testing.TB, role string, change func(string) string)
 	}
 }
 
-// Address of a listener: web, token, feed, renewal or target.
+// Address of a listener: web, token, feed, renewal, target or other-target, or second-renewal.
 func (m *Mesh) Address(listener string) string {
-	offset, ok := map[string]int{"web": 0, "token": 1, "feed": 2, "renewal": 3, "target": 4}[listener]
+	offset, ok := map[string]int{"web": 0, "token": 1, "feed": 2, "renewal": 3, "target": 4, "other-target": 5, "second-renewal": 6}[listener]
 	if !ok {
 		panic("testmesh: no listener " + listener)
 	}
@@ -199,6 +213,9 @@ func (m *Mesh) init(s settings) {
 		"--operator", "operators=admin",
 		"--uid", fmt.Sprintf("issuer=%d", issuerUID), "--uid", fmt.Sprintf("broker=%d", brokerUID),
 		"--uid", fmt.Sprintf("proxy=%d", proxyUID), "--uid", fmt.Sprintf("sample-signin=%d", signInUID),
+	}
+	for _, name := range s.targets {
+		args = append(args, "--postgres", fmt.Sprintf("%s=%s/%s", name, m.PG.Address(), Database))
 	}
 	for _, r := range []string{"analysts=analyst", "support=support", "bench=bench"} {
 		args = append(args, "--role", r)

@@ -24,6 +24,7 @@ func main() {
 		"identity":   revealIdentity,
 		"present":    presentCredential,
 		"hold":       holdConnection,
+		"svid":       revealSVID,
 	}
 	if len(os.Args) < 2 || acts[os.Args[1]] == nil {
 		fmt.Fprintln(os.Stderr, "agentprobe: which act?")
