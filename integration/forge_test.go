@@ -475,3 +475,9 @@ func (f *forge) mint(of *x509svid.SVID, key crypto.Signer, options ...testca.Opt
 	}
 	return f.ca().SVIDFor(of.ID, key, options...)
 }
+
+// validFor begins and ends an SVID's life relative to now, to the second as certificates do.
+func validFor(from, to time.Duration) testca.Option {
+	now := time.Now().Truncate(time.Second)
+	return testca.Validity(now.Add(from), now.Add(to))
+}
