@@ -451,17 +451,6 @@ func (f *forge) mustServe(l flow, address string) {
 	}
 }
 
-// refusals counts the records of refused credentials in a proxy's log, by class.
-func (f *forge) refusals(role string) map[string]int {
-	out := map[string]int{}
-	for _, r := range f.Records(f.t, role) {
-		if e, ok := r.Event.(*audit.Refused); ok {
-			out[e.Class]++
-		}
-	}
-	return out
-}
-
 // ca is the mesh's own authority, in the hands of whoever has the issuer's files.
 func (f *forge) ca() *testca.CA {
 	dir := filepath.Join(f.Dir, "issuer")
