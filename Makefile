@@ -8,7 +8,7 @@ export DEPUTY_CACHE := $(CACHE)
 SOURCES := $(shell find . -name '*.go' -not -path './.cache/*') go.mod go.sum
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo dev test bench check lint fmt vectors proto crossbuild clean
+.PHONY: help build demo dev test bench soak check lint fmt vectors proto crossbuild clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ bench: ## Measure, beside PgBouncer, HAProxy and bare handlers: BENCH=regexp SEC
 	@scripts/setup bench
 	$(GO) test -tags bench -c -o bin/bench ./integration/load
 	@BENCH='$(BENCH)' SECONDS='$(SECONDS)' ROUNDS='$(ROUNDS)' PROFILE='$(PROFILE)' RESULTS=bench/results.json bin/bench -test.run '^TestBench$$' -test.timeout 0
+
+soak: ## Kill roles under load and hold every promise: ROUNDS=10000, SECONDS= at most, SEED= to do it again
+	@scripts/setup test
+	@scripts/soak "$(or $(ROUNDS),10000)" "$(or $(SECONDS),0)" "$(or $(SEED),0)"
 
 check: lint crossbuild ## Formatting, vet, linters, import directions, the build without cgo
 	@scripts/setup build

@@ -23,6 +23,8 @@ type Command struct {
 	Env []string
 	// Dir is where it starts; the test's own folder if empty.
 	Dir string
+	// Output gets what it writes to standard output, which is kept nowhere else then.
+	Output io.Writer
 	// TTY gives it a terminal of its own for input, output and errors; all that it writes is Stdout then.
 	TTY bool
 	// Within is how long it may take.
@@ -89,6 +91,9 @@ func Begin(t testing.TB, c Command) *Live {
 		}
 	} else {
 		cmd.Stdout, cmd.Stderr = l.stdout, l.stderr
+		if c.Output != nil {
+			cmd.Stdout = c.Output
+		}
 		cmd.WaitDelay = 5 * time.Second
 		if c.Stdin != "" {
 			cmd.Stdin = strings.NewReader(c.Stdin)
@@ -119,6 +124,16 @@ func Begin(t testing.TB, c Command) *Live {
 		}
 	})
 	return l
+}
+
+// Ended says whether it has ended.
+func (l *Live) Ended() bool {
+	select {
+	case <-l.done:
+		return true
+	default:
+		return false
+	}
 }
 
 // Output is what it has written so far.

@@ -138,6 +138,18 @@ func (p *Process) Pid() int {
 	return p.cmd.Process.Pid
 }
 
+// Ended says whether the process has ended, by itself or not.
+func (p *Process) Ended() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
+}
+
 // Kill ends the process with SIGKILL and waits for it.
 func (p *Process) Kill() { p.signal(syscall.SIGKILL) }
 

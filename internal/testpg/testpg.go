@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -40,7 +41,10 @@ type Server struct {
 	dir  string
 	bin  string
 	cred *syscall.Credential
-	cmd  *exec.Cmd
+
+	mu     sync.Mutex
+	cmd    *exec.Cmd
+	exited chan struct{} // closed when cmd has ended
 
 	Host    string
 	Port    int
@@ -165,44 +169,81 @@ func freePort(t testing.TB) int {
 
 func (s *Server) start() {
 	s.t.Helper()
+	s.t.Cleanup(s.stop)
+	s.Begin()
+}
+
+// Begin starts the server that was killed again, and waits until it answers.
+func (s *Server) Begin() {
+	s.t.Helper()
+	for deadline := time.Now().Add(60 * time.Second); ; {
+		err := s.launch(deadline)
+		if err == nil {
+			return
+		}
+		// The processes of a killed server give its shared memory back a moment later.
+		if !strings.Contains(err.Error(), "shared memory block") || time.Now().After(deadline) {
+			s.t.Fatalf("testpg: %v", err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// launch starts the server and waits until it answers or ends.
+func (s *Server) launch(deadline time.Time) error {
 	log, err := os.Create(filepath.Join(s.dir, "log"))
 	if err != nil {
-		s.t.Fatalf("testpg: %v", err)
+		return err
 	}
 	defer log.Close()
-	s.cmd = s.command("postgres", "-D", "data")
-	s.cmd.Stdout, s.cmd.Stderr = log, log
-	if err := s.cmd.Start(); err != nil {
-		s.t.Fatalf("testpg: %v", err)
+	cmd, exited := s.command("postgres", "-D", "data"), make(chan struct{})
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		return err
 	}
-	exited := make(chan error, 1)
-	go func() { exited <- s.cmd.Wait() }()
-	s.t.Cleanup(func() {
-		_ = s.cmd.Process.Signal(syscall.SIGINT) // fast shutdown
-		select {
-		case <-exited:
-		case <-time.After(10 * time.Second):
-			_ = s.cmd.Process.Kill()
-			<-exited
-		}
-	})
-	deadline := time.Now().Add(30 * time.Second)
+	go func() {
+		defer close(exited)
+		_ = cmd.Wait()
+	}()
+	s.mu.Lock()
+	s.cmd, s.exited = cmd, exited
+	s.mu.Unlock()
 	for {
 		conn, err := s.Connect(context.Background(), Admin, AdminPassword, "postgres")
 		if err == nil {
 			_ = conn.Close(context.Background())
-			return
+			return nil
 		}
 		select {
 		case <-exited:
 			text, _ := os.ReadFile(log.Name())
-			exited <- nil
-			s.t.Fatalf("testpg: the server didn't start:\n%s", text)
-		case <-time.After(50 * time.Millisecond):
+			return fmt.Errorf("the server didn't start:\n%s", text)
+		case <-time.After(20 * time.Millisecond):
 		}
 		if time.Now().After(deadline) {
-			s.t.Fatalf("testpg: the server doesn't answer: %v", err)
+			return fmt.Errorf("the server doesn't answer: %w", err)
 		}
+	}
+}
+
+// Kill ends the server's first process with SIGKILL and waits for it. The others end when they notice.
+func (s *Server) Kill() { s.signal(syscall.SIGKILL) }
+
+func (s *Server) stop() { s.signal(syscall.SIGINT) } // fast shutdown
+
+func (s *Server) signal(how syscall.Signal) {
+	s.mu.Lock()
+	cmd, exited := s.cmd, s.exited
+	s.mu.Unlock()
+	if cmd == nil {
+		return
+	}
+	_ = cmd.Process.Signal(how)
+	select {
+	case <-exited:
+	case <-time.After(10 * time.Second):
+		_ = cmd.Process.Kill()
+		<-exited
 	}
 }
 

@@ -25,14 +25,15 @@ func main() {
 		"present":    presentCredential,
 		"hold":       holdConnection,
 		"svid":       revealSVID,
+		"load":       loadTarget,
 	}
 	if len(os.Args) < 2 || acts[os.Args[1]] == nil {
 		fmt.Fprintln(os.Stderr, "agentprobe: which act?")
 		os.Exit(2)
 	}
 	limit := 3 * time.Minute
-	if os.Args[1] == "identity" {
-		limit = 3 * time.Hour // it lives as long as the measurements
+	if os.Args[1] == "identity" || os.Args[1] == "load" {
+		limit = 3 * time.Hour // as long as the measurements
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
