@@ -229,7 +229,7 @@ func (h *Helper) admit(ctx context.Context, caller kernel.Peer) error {
 	if err := h.unmarked(caller.Process); err != nil {
 		return status.Errorf(codes.PermissionDenied, "process %d: %v", caller.PID, err)
 	}
-	if err := caller.Check(); err != nil {
+	if err := caller.Alive(); err != nil {
 		return status.Errorf(codes.PermissionDenied, "process %d: %v", caller.PID, err)
 	}
 	return nil

@@ -31,8 +31,10 @@ func dialUnix(path string) (*grpc.ClientConn, error) {
 }
 
 // admit asks the issuer where a process is. Only processes whose innermost supervisor is this one are
-// served: not the ones outside, not the ones of a parent, sibling or child.
-func (s *Supervisor) admit(ctx context.Context, p kernel.Process) error {
+// served: not the ones outside, not the ones of a parent, sibling or child. And only what this agent's program
+// started: when the supervisor of a child under the same uid is killed, this one adopts what it leaves, and then
+// ancestors and uid are this agent's own.
+func (s *Supervisor) admit(ctx context.Context, p *kernel.Held) error {
 	ctx, cancel := context.WithTimeout(ctx, locateTimeout)
 	defer cancel()
 	where, err := s.spawn.Locate(ctx, &spawnv1.LocateRequest{Pid: int32(p.PID), StartTime: p.StartTime})
@@ -47,8 +49,11 @@ func (s *Supervisor) admit(ctx context.Context, p kernel.Process) error {
 	default:
 		return status.Errorf(codes.PermissionDenied, "this socket belongs to %s; process %d is inside %s and must use that agent's own", own, p.PID, where.GetAgentId())
 	}
-	// The answer was about this very process only if it is still there.
-	if err := p.Check(); err != nil {
+	if err := s.startedHere(p); err != nil {
+		return status.Errorf(codes.PermissionDenied, "process %d: %v", p.PID, err)
+	}
+	// The answers were about this very process only if it is still there.
+	if err := p.Alive(); err != nil {
 		return status.Errorf(codes.PermissionDenied, "process %d: %v", p.PID, err)
 	}
 	return nil
@@ -59,7 +64,7 @@ func (s *Supervisor) admitCaller(ctx context.Context) error {
 	if err != nil {
 		return status.Error(codes.PermissionDenied, err.Error())
 	}
-	return s.admit(ctx, caller.Process)
+	return s.admit(ctx, caller.Held)
 }
 
 func (s *Supervisor) guardUnary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {

@@ -44,7 +44,8 @@ type program struct {
 	empty  chan struct{} // closed when no descendant is left
 }
 
-func startProgram(c Command) (*program, error) {
+// startProgram calls marked with what the program is restrained by, before there is a program.
+func startProgram(c Command, marked func(kernel.Restraints)) (*program, error) {
 	path, err := lookPath(c)
 	if err != nil {
 		return nil, err
@@ -54,10 +55,12 @@ func startProgram(c Command) (*program, error) {
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
 		// The program and all below it stay known as an agent's, even as orphans that somebody outside adopted.
-		if err := kernel.Mark(); err != nil {
+		restraints, err := kernel.Mark()
+		if err != nil {
 			started <- err
 			return
 		}
+		marked(restraints)
 		pid, err := syscall.ForkExec(path, c.Argv, &syscall.ProcAttr{
 			Dir: c.Dir, Env: c.Env, Files: []uintptr{c.Stdin.Fd(), c.Stdout.Fd(), c.Stderr.Fd()},
 			Sys: &syscall.SysProcAttr{Setsid: c.Terminal, Setctty: c.Terminal, Ctty: 0, Pdeathsig: syscall.SIGKILL},
@@ -126,7 +129,7 @@ func (p *program) end(self kernel.Process) error {
 			return nil
 		default:
 		}
-		killBelow(self)
+		_ = killBelow(self)
 		select {
 		case <-p.empty:
 			return nil
@@ -137,16 +140,13 @@ func (p *program) end(self kernel.Process) error {
 	}
 }
 
-func killBelow(p kernel.Process) {
-	children, err := p.Children()
-	if err != nil {
-		return
-	}
-	for _, c := range children {
-		// Below first: once c is gone its children are this process's, which the next round sees.
-		killBelow(c)
+// killBelow kills what is below a process now. What comes to it or is started meanwhile the next round sees.
+func killBelow(p kernel.Process) error {
+	below, err := p.Descendants()
+	for _, c := range below {
 		_ = unix.Kill(c.PID, unix.SIGKILL)
 	}
+	return err
 }
 
 // Run starts the program, passes signals on, and returns its exit code when it and everything it left
@@ -156,10 +156,11 @@ func (s *Supervisor) Run(_ context.Context, c Command, signals <-chan os.Signal)
 	if err != nil {
 		return exitFailed, err
 	}
-	p, err := startProgram(c)
+	p, err := startProgram(c, s.mark)
 	if err != nil {
 		return StartExitCode(err), err
 	}
+	s.program.Store(int64(p.pid))
 	code := exitFailed
 	var why error
 wait:

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/deputymesh/deputy/actor"
 	"github.com/deputymesh/deputy/client"
@@ -134,7 +135,13 @@ func runAdopted(ctx context.Context, r Request, parentSocket string, about *agen
 	return runHere(ctx, r, dir, id, Config{
 		Mesh: mesh, Ticket: a.GetTicket(), Chain: ChainFromProto(a.GetGrants()), Log: r.Log,
 		Upstream: func(ctx context.Context, set func(client.Chain)) error {
-			stop := context.AfterFunc(ctx, hangUp)
+			// It is over when everything below has ended, and says so; silence is a supervisor that was killed.
+			stop := context.AfterFunc(ctx, func() {
+				if stream.CloseSend() != nil {
+					hangUp()
+				}
+				time.AfterFunc(goodbyeWithin, hangUp)
+			})
 			defer stop()
 			for {
 				m, err := stream.Recv()
@@ -148,6 +155,9 @@ func runAdopted(ctx context.Context, r Request, parentSocket string, about *agen
 		},
 	}, signals)
 }
+
+// goodbyeWithin is how long the parent's supervisor has to take note of a child's end.
+const goodbyeWithin = 2 * time.Second
 
 // nestedRuntimeDir is the parent's runtime folder where it belongs to this uid, so that paths stay short
 // however deep the tree is; else a folder inside the parent's own.

@@ -1,16 +1,12 @@
 package supervise
 
 import (
-	"bufio"
 	"context"
 	"crypto/rand"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -141,7 +137,8 @@ func (l *pgListener) serveUnix(ctx context.Context) {
 	l.accept(l.unix, func(conn net.Conn) {
 		caller, err := kernel.PeerOf(conn.(*net.UnixConn))
 		if err == nil {
-			err = l.s.admit(ctx, caller.Process)
+			err = l.s.admit(ctx, caller.Held)
+			caller.Close()
 		}
 		l.relay(ctx, conn, "", err)
 	})
@@ -149,7 +146,7 @@ func (l *pgListener) serveUnix(ctx context.Context) {
 
 func (l *pgListener) serveTCP(ctx context.Context) {
 	l.accept(l.tcp, func(conn net.Conn) {
-		l.relay(ctx, conn, l.password, checkOwner(conn))
+		l.relay(ctx, conn, l.password, l.s.admitHolders(ctx, conn))
 	})
 }
 
@@ -192,52 +189,4 @@ func (l *pgListener) relay(ctx context.Context, conn net.Conn, password string, 
 	if err := r.Serve(ctx, conn); err != nil {
 		l.s.log.DebugContext(ctx, "a connection ended", "target", l.target.Name, "error", err)
 	}
-}
-
-// checkOwner refuses a loopback connection that the kernel shows under another uid. The password is what
-// counts; this only takes a leaked one's worth away from other users.
-func checkOwner(conn net.Conn) error {
-	remote, err := netip.ParseAddrPort(conn.RemoteAddr().String())
-	if err != nil {
-		return err
-	}
-	local, err := netip.ParseAddrPort(conn.LocalAddr().String())
-	if err != nil {
-		return err
-	}
-	f, err := os.Open("/proc/net/tcp")
-	if err != nil {
-		return fmt.Errorf("asking who owns the connection: %w", err)
-	}
-	defer f.Close()
-	uid, found, err := ownerOf(f, remote, local)
-	if err != nil {
-		return fmt.Errorf("asking who owns the connection: %w", err)
-	}
-	if !found || uid == os.Getuid() {
-		return nil
-	}
-	return fmt.Errorf("the connection belongs to uid %d, the agent runs under %d", uid, os.Getuid())
-}
-
-// ownerOf finds the socket whose own address is local and whose peer is remote in /proc/net/tcp.
-func ownerOf(table io.Reader, local, remote netip.AddrPort) (uid int, found bool, err error) {
-	want := procAddr(local) + " " + procAddr(remote)
-	lines := bufio.NewScanner(table)
-	for lines.Scan() {
-		f := strings.Fields(lines.Text())
-		if len(f) < 8 || f[1]+" "+f[2] != want {
-			continue
-		}
-		uid, err := strconv.Atoi(f[7])
-		return uid, err == nil, err
-	}
-	return 0, false, lines.Err()
-}
-
-// procAddr is an IPv4 address and port as /proc/net/tcp prints them: the address as the machine's own
-// number.
-func procAddr(a netip.AddrPort) string {
-	b := a.Addr().Unmap().As4()
-	return fmt.Sprintf("%08X:%04X", binary.NativeEndian.Uint32(b[:]), a.Port())
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/deputymesh/deputy/actor"
 	"github.com/deputymesh/deputy/client"
+	"github.com/deputymesh/deputy/internal/supervise/kernel"
 	agentv1 "github.com/deputymesh/deputy/proto/deputy/agent/v1"
 	spawnv1 "github.com/deputymesh/deputy/proto/deputy/spawn/v1"
 )
@@ -113,6 +114,11 @@ func (s *Supervisor) prepare(ctx context.Context, start *agentv1.SpawnStart) (*n
 		}
 		c.isolated = true
 	}
+	if !c.isolated {
+		if err := s.mayAdopt(); err != nil {
+			return nil, err
+		}
+	}
 	if c.isolated && len(start.GetArgv()) == 0 {
 		return nil, status.Error(codes.InvalidArgument, "no command")
 	}
@@ -148,10 +154,31 @@ func (s *Supervisor) chooseTargets(names []string) ([]client.Target, error) {
 
 // spawnAdopted makes the caller the child's supervisor and keeps its grants fresh.
 func (s *Supervisor) spawnAdopted(ctx context.Context, c *newChild, out *spawnStream) error {
+	caller, err := kernel.CallerOf(ctx)
+	if err != nil {
+		return status.Error(codes.PermissionDenied, err.Error())
+	}
+	// For longer than the connection, which ends with the process at the latest.
+	child, err := kernel.Hold(caller.PID)
+	if err != nil {
+		return status.Error(codes.PermissionDenied, err.Error())
+	}
+	defer child.Close()
+	clean, err := s.serveAdopted(ctx, c, out)
+	if !clean {
+		if err := s.endLeftovers(context.WithoutCancel(ctx), child); err != nil {
+			s.log.WarnContext(ctx, "ending what a sub-agent left behind", "child", c.d.child.String(), "error", err)
+		}
+	}
+	return err
+}
+
+// serveAdopted serves a child's supervisor. clean says that it went when nothing was left below it.
+func (s *Supervisor) serveAdopted(ctx context.Context, c *newChild, out *spawnStream) (clean bool, err error) {
 	if err := out.send(&agentv1.SpawnResponse{Message: &agentv1.SpawnResponse_Adopted{Adopted: &agentv1.Adopted{
 		SpiffeId: c.d.child.String(), Ticket: c.ticket, Grants: grantsToProto(c.chain), Targets: client.TargetsToProto(c.targets),
 	}}}); err != nil {
-		return err
+		return false, err
 	}
 	failed := make(chan error, 2)
 	go func() {
@@ -168,12 +195,12 @@ func (s *Supervisor) spawnAdopted(ctx context.Context, c *newChild, out *spawnSt
 	}()
 	select {
 	case err := <-failed:
-		if errors.Is(err, io.EOF) || errors.Is(err, context.Canceled) {
-			return nil
+		if errors.Is(err, io.EOF) {
+			return true, nil
 		}
-		return err
+		return false, err
 	case <-ctx.Done():
-		return status.Error(codes.Unavailable, "the parent agent has ended")
+		return false, status.Error(codes.Unavailable, "the parent agent has ended")
 	}
 }
 

@@ -96,7 +96,8 @@ func (d *streamDesk) take(ctx context.Context, conn *net.UnixConn) error {
 	if err != nil {
 		return err
 	}
-	if err := d.s.admit(ctx, caller.Process); err != nil {
+	defer caller.Close()
+	if err := d.s.admit(ctx, caller.Held); err != nil {
 		return err
 	}
 	var t [streamsToken]byte

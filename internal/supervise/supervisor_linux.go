@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
@@ -65,6 +66,10 @@ type Supervisor struct {
 	server    *grpc.Server
 	streams   *streamDesk
 	listeners []*pgListener
+
+	// marks are what the agent's program, and all that it starts, is restrained by; nil before it starts.
+	marks   atomic.Pointer[kernel.Restraints]
+	program atomic.Int64 // its process id
 
 	stop  context.CancelFunc
 	tasks sync.WaitGroup

@@ -2,6 +2,8 @@ package supervise
 
 import (
 	"encoding/binary"
+	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -156,13 +158,40 @@ func TestOnlyAPseudoTerminalIsGivenAway(t *testing.T) {
 
 func TestOwnerOfALoopbackConnection(t *testing.T) {
 	table := "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n" +
-		"   0: " + procAddr(netip.MustParseAddrPort("127.0.0.1:5000")) + " " + procAddr(netip.MustParseAddrPort("127.0.0.1:6000")) + " 01 00000000:00000000 00:00000000 00000000  1234        0 1 1\n"
-	uid, found, err := ownerOf(strings.NewReader(table), netip.MustParseAddrPort("127.0.0.1:5000"), netip.MustParseAddrPort("127.0.0.1:6000"))
-	if err != nil || !found || uid != 1234 {
-		t.Errorf("got %d, %v, %v", uid, found, err)
+		"   0: " + procAddr(netip.MustParseAddrPort("127.0.0.1:5000")) + " " + procAddr(netip.MustParseAddrPort("127.0.0.1:6000")) + " 01 00000000:00000000 00:00000000 00000000  1234        0 77 1\n"
+	client, server := procAddr(netip.MustParseAddrPort("127.0.0.1:5000")), procAddr(netip.MustParseAddrPort("127.0.0.1:6000"))
+	if owner, err := ownerOf(strings.NewReader(table), client+" "+server); err != nil || owner != (socketOwner{1234, 77}) {
+		t.Errorf("got %v, %v", owner, err)
 	}
-	if _, found, _ := ownerOf(strings.NewReader(table), netip.MustParseAddrPort("127.0.0.1:6000"), netip.MustParseAddrPort("127.0.0.1:5000")); found {
-		t.Error("the server's end was taken for the client's")
+	if owner, err := ownerOf(strings.NewReader(table), server+" "+client); !errors.Is(err, errNotListed) {
+		t.Errorf("the server's end was taken for the client's: %v, %v", owner, err)
+	}
+}
+
+// A dual-stack client, as Java's are, stands among the IPv6 sockets.
+func TestOwnerOfAConnectionThatSpeaksIPv4OverAnIPv6Socket(t *testing.T) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	mapped := &unix.SockaddrInet6{Port: l.Addr().(*net.TCPAddr).Port, Addr: netip.MustParseAddr("::ffff:127.0.0.1").As16()}
+	if err := unix.Connect(fd, mapped); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	owner, err := findOwner(netip.MustParseAddrPort(conn.RemoteAddr().String()), netip.MustParseAddrPort(conn.LocalAddr().String()))
+	if err != nil || owner.uid != os.Getuid() || !holds(os.Getpid(), owner.inode) {
+		t.Errorf("%+v, %v", owner, err)
 	}
 }
 

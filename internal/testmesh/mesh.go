@@ -166,6 +166,9 @@ func (m *Mesh) Config(role string) string {
 	return filepath.Join(m.Dir, role, role+".yaml")
 }
 
+// IssuerSocket is where the issuer serves.
+func (m *Mesh) IssuerSocket() string { return filepath.Join(m.Dir, "run", "issuer.sock") }
+
 // EditConfig changes a role's configuration; a role that runs reads it when it starts again.
 func (m *Mesh) EditConfig(t testing.TB, role string, change func(string) string) {
 	t.Helper()

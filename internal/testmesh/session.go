@@ -13,10 +13,11 @@ const Purpose = "q3 refunds"
 
 // Session is a user's sign-in. Sessions of one mesh don't see each other: each has a runtime folder of its own.
 type Session struct {
-	m      *Mesh
-	t      testing.TB
-	Config string // its agent.yaml
-	env    []string
+	m       *Mesh
+	t       testing.TB
+	Config  string // its agent.yaml
+	runtime string
+	env     []string
 }
 
 // Login signs a user in, without a browser. The session ends with the test.
@@ -31,6 +32,9 @@ func (m *Mesh) Login(t testing.TB, user string) *Session {
 	return s
 }
 
+// SessionDir is the folder of the session helpers' sockets.
+func (s *Session) SessionDir() string { return filepath.Join(s.runtime, "session") }
+
 // Session is a session in which nobody is signed in yet.
 func (m *Mesh) Session(t testing.TB) *Session {
 	t.Helper()
@@ -40,7 +44,8 @@ func (m *Mesh) Session(t testing.TB) *Session {
 		t.Fatal(err)
 	}
 	s := &Session{m: m, t: t, Config: filepath.Join(m.Dir, "agent", fmt.Sprintf("agent-%d.yaml", n))}
-	config := fmt.Sprintf("%sruntime_dir: %s\n", raw, filepath.Join(m.runtimeDirs(), fmt.Sprint(n)))
+	s.runtime = filepath.Join(m.runtimeDirs(), fmt.Sprint(n))
+	config := fmt.Sprintf("%sruntime_dir: %s\n", raw, s.runtime)
 	if err := os.WriteFile(s.Config, []byte(config), 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -26,6 +26,9 @@ func main() {
 		"hold":       holdConnection,
 		"svid":       revealSVID,
 		"load":       loadTarget,
+		"attack":     attack,
+		"orphan":     orphan,
+		"restrained": restrained,
 	}
 	if len(os.Args) < 2 || acts[os.Args[1]] == nil {
 		fmt.Fprintln(os.Stderr, "agentprobe: which act?")

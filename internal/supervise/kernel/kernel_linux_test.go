@@ -38,6 +38,7 @@ func TestPeerIsTheProcessThatConnected(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer p.Close()
 	if p.Process != self || int(p.UID) != os.Getuid() {
 		t.Errorf("peer is %+v, want %+v with uid %d", p, self, os.Getuid())
 	}
@@ -90,7 +91,7 @@ func TestDescendsFrom(t *testing.T) {
 	if ok, _ := child.DescendsFrom(other); ok {
 		t.Error("a process with another start time counts as an ancestor")
 	}
-	kids, err := self.Children()
+	kids, err := self.Descendants()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +100,7 @@ func TestDescendsFrom(t *testing.T) {
 		found = found || k == child
 	}
 	if !found {
-		t.Errorf("children %v lack %v", kids, child)
+		t.Errorf("descendants %v lack %v", kids, child)
 	}
 	cmd.Process.Kill()
 	cmd.Wait()

@@ -20,30 +20,50 @@ type Restraints struct {
 }
 
 // Mark puts a restraint on the calling thread and on all that it starts from now on: no set-uid program gives it anything,
-// and one system call filter, which allows everything, is on top of those that it has. The caller must have locked itself to
-// its thread.
-func Mark() error {
+// and one system call filter, which allows everything, is on top of those that it has. It returns what the thread is
+// restrained by then; a kernel that doesn't count filters leaves Filters at 0. The caller must have locked itself to its
+// thread.
+func Mark() (Restraints, error) {
 	if err := NeverGainPrivileges(); err != nil {
-		return err
+		return Restraints{}, err
+	}
+	before, err := restraintsIn("/proc/thread-self/status")
+	if err != nil {
+		return Restraints{}, err
 	}
 	allow := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW}
 	program := unix.SockFprog{Len: 1, Filter: &allow}
-	err := unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&program)), 0, 0)
+	err = unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&program)), 0, 0)
 	runtime.KeepAlive(&allow)
 	if err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: a kernel without filters; the other mark is there
-		return fmt.Errorf("marking the agent's processes: %w", err)
+		return Restraints{}, fmt.Errorf("marking the agent's processes: %w", err)
 	}
-	return nil
+	after, err := restraintsIn("/proc/thread-self/status")
+	if err != nil {
+		return Restraints{}, err
+	}
+	if after.Filters != before.Filters+1 {
+		after.Filters = 0
+	}
+	return after, nil
 }
 
 // Restraints are those of the process now.
 func (p Process) Restraints() (Restraints, error) {
-	raw, err := os.ReadFile("/proc/" + strconv.Itoa(p.PID) + "/status")
+	r, err := restraintsIn("/proc/" + strconv.Itoa(p.PID) + "/status")
+	if err != nil {
+		return Restraints{}, err
+	}
+	return r, p.Check()
+}
+
+func restraintsIn(file string) (Restraints, error) {
+	raw, err := os.ReadFile(file)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 		return Restraints{}, ErrGone
 	}
 	if err != nil {
-		return Restraints{}, fmt.Errorf("reading the state of process %d: %w", p.PID, err)
+		return Restraints{}, fmt.Errorf("reading what a process is restrained by: %w", err)
 	}
 	var r Restraints
 	known := false
@@ -60,9 +80,9 @@ func (p Process) Restraints() (Restraints, error) {
 		}
 	}
 	if !known {
-		return Restraints{}, fmt.Errorf("process %d: this kernel doesn't say what it is restrained by", p.PID)
+		return Restraints{}, fmt.Errorf("%s: this kernel doesn't say what a process is restrained by", file)
 	}
-	return r, p.Check()
+	return r, nil
 }
 
 // MoreThan says whether a process with r was started below one that put a restraint on it that another, with o, doesn't have.

@@ -8,15 +8,82 @@ import (
 	"net"
 	"os"
 	"strconv"
+	"sync"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 )
 
-// Peer is the process that opened a connection, as the kernel saw it then.
-type Peer struct {
+// Held is a process that can't be mistaken for a later one with the same id, however fast that came: start times have
+// hundredths of a second, a pidfd is that very process. Close it.
+type Held struct {
 	Process
+	pidfd *os.File
+}
+
+// Hold holds the process that has an id now.
+func Hold(pid int) (*Held, error) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
+		return nil, ErrGone
+	}
+	if err != nil {
+		return nil, fmt.Errorf("holding process %d: %w", pid, err)
+	}
+	return hold(pid, fd)
+}
+
+// hold takes the pidfd over.
+func hold(pid, fd int) (*Held, error) {
+	h := &Held{pidfd: os.NewFile(uintptr(fd), "pidfd")}
+	err := h.find(pid)
+	if err != nil {
+		h.Close()
+		return nil, err
+	}
+	return h, nil
+}
+
+func (h *Held) find(pid int) (err error) {
+	if h.Process, err = Find(pid); err != nil {
+		return err
+	}
+	// The descriptor still shows the id only while that very process lives, so the start time read
+	// above is its own.
+	shown, err := pidOf(int(h.pidfd.Fd()))
+	if err != nil {
+		return err
+	}
+	if shown != pid {
+		return ErrGone
+	}
+	return h.Alive()
+}
+
+// Alive returns [ErrGone] once the process has ended.
+func (h *Held) Alive() error {
+	fds := []unix.PollFd{{Fd: int32(h.pidfd.Fd()), Events: unix.POLLIN}}
+	for {
+		n, err := unix.Poll(fds, 0)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return fmt.Errorf("looking after process %d: %w", h.PID, err)
+		case n > 0:
+			return ErrGone
+		default:
+			return nil
+		}
+	}
+}
+
+// Close lets go of the process.
+func (h *Held) Close() { _ = h.pidfd.Close() }
+
+// Peer is the process that opened a connection, as the kernel saw it then. Close it with the connection.
+type Peer struct {
+	*Held
 	UID, GID uint32
 }
 
@@ -52,24 +119,12 @@ func peerOf(fd int) (Peer, error) {
 	if err != nil {
 		return Peer{}, err
 	}
-	defer unix.Close(pidfd)
-	proc, err := Find(int(cred.Pid))
+	unix.CloseOnExec(pidfd)
+	held, err := hold(int(cred.Pid), pidfd)
 	if err != nil {
 		return Peer{}, err
 	}
-	// The descriptor still shows the id only while that very process lives, so the start time read
-	// above is its own.
-	pid, err := pidOf(pidfd)
-	if err != nil {
-		return Peer{}, err
-	}
-	if pid != int(cred.Pid) {
-		return Peer{}, ErrGone
-	}
-	if err := proc.Check(); err != nil {
-		return Peer{}, err
-	}
-	return Peer{Process: proc, UID: cred.Uid, GID: cred.Gid}, nil
+	return Peer{Held: held, UID: cred.Uid, GID: cred.Gid}, nil
 }
 
 func pidOf(pidfd int) (int, error) {
@@ -131,7 +186,19 @@ func (transport) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, er
 	if err != nil {
 		return nil, nil, err
 	}
-	return c, callerInfo{credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, p}, nil
+	return &heldConn{Conn: c, peer: p}, callerInfo{credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, p}, nil
+}
+
+// heldConn lets go of its peer when it is closed.
+type heldConn struct {
+	net.Conn
+	peer Peer
+	once sync.Once
+}
+
+func (h *heldConn) Close() error {
+	defer h.once.Do(h.peer.Close)
+	return h.Conn.Close()
 }
 
 func (transport) Info() credentials.ProtocolInfo {

@@ -127,22 +127,28 @@ func stat(pid int) (ppid int, start uint64, err error) {
 	return ppid, start, nil
 }
 
-// Children are the live processes whose parent is p, in no order.
-func (p Process) Children() ([]Process, error) {
+// Descendants are the live processes below p.
+func (p Process) Descendants() ([]Process, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, fmt.Errorf("listing processes: %w", err)
 	}
-	var out []Process
+	below := map[int][]Process{}
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
 		if err != nil {
 			continue
 		}
-		ppid, start, err := stat(pid)
-		if err == nil && ppid == p.PID {
-			out = append(out, Process{PID: pid, StartTime: start})
+		if ppid, start, err := stat(pid); err == nil {
+			below[ppid] = append(below[ppid], Process{PID: pid, StartTime: start})
 		}
+	}
+	var out []Process
+	for next := []int{p.PID}; len(next) > 0; next = next[1:] {
+		for _, c := range below[next[0]] {
+			out, next = append(out, c), append(next, c.PID)
+		}
+		delete(below, next[0]) // ids that changed hands meanwhile make no circle
 	}
 	return out, nil
 }
