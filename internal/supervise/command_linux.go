@@ -56,6 +56,9 @@ func startProgram(c Command, marked func(kernel.Restraints)) (*program, error) {
 		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
 		// The program and all below it stay known as an agent's, even as orphans that somebody outside adopted.
 		restraints, err := kernel.Mark()
+		if err == nil {
+			err = kernel.Wall()
+		}
 		if err != nil {
 			started <- err
 			return

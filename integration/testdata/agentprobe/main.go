@@ -29,6 +29,7 @@ func main() {
 		"attack":     attack,
 		"orphan":     orphan,
 		"restrained": restrained,
+		"pry":        pry,
 	}
 	if len(os.Args) < 2 || acts[os.Args[1]] == nil {
 		fmt.Fprintln(os.Stderr, "agentprobe: which act?")
