@@ -24,6 +24,8 @@ var parts = []struct {
 }{
 	{"ladder", measureLadder},
 	{"pgbench", measurePgbench},
+	{"chains", measureChains},
+	{"log", measureLog},
 }
 
 // TestMain makes the binary the programs that it measures as well.
