@@ -32,14 +32,10 @@ type Log struct {
 	quota  *quota
 	unlock io.Closer
 
-	queue    chan *item
-	nudge    chan struct{} // somebody waits for a record that was in no hurry
+	queue    *queue
 	done     chan struct{} // closed when the writer has ended
 	closeErr error         // set before done is closed
 	state    atomic.Pointer[published]
-
-	mu     sync.RWMutex // held for reading while sending on queue
-	closed bool
 
 	countMu sync.Mutex
 	counts  map[countKey]*Refused
@@ -57,7 +53,7 @@ type published struct {
 
 // item is one record on its way to the writer.
 type item struct {
-	*Pending
+	Pending
 	tail     []byte
 	typ      Type
 	decision RecordID // that this record belongs to
@@ -77,8 +73,7 @@ func Open(cfg Config) (*Log, error) {
 	l := &Log{
 		cfg:    cfg,
 		quota:  newQuota(*cfg.Quota, cfg.Now),
-		queue:  make(chan *item, 1024),
-		nudge:  make(chan struct{}, 1),
+		queue:  newQueue(cfg.MaxFrameDelay),
 		done:   make(chan struct{}),
 		counts: make(map[countKey]*Refused),
 		kept:   make(map[Digest]bool),
@@ -151,30 +146,23 @@ func (l *Log) Append(ctx context.Context, r Record) (Receipt, error) { return l.
 func (l *Log) Submit(r Record) *Pending { return l.submit(r, "") }
 
 func (l *Log) submit(r Record, kept Digest) *Pending {
-	p := &Pending{id: r.ID, done: make(chan struct{})}
-	it, err := l.prepare(&r, p)
+	it, err := l.prepare(&r)
 	if err != nil {
-		return p.fail(err)
+		return failed(r.ID, err)
 	}
 	it.kept = kept
 	if !l.quota.take(r.Txn, len(it.tail), r.Type.owed()) {
 		l.count(countKey{"over_quota", r.Txn}, r.Chain)
-		return p.fail(ErrOverQuota)
+		return failed(r.ID, ErrOverQuota)
 	}
-	l.mu.RLock()
-	defer l.mu.RUnlock()
-	if l.closed {
-		return p.fail(ErrClosed)
+	if !l.queue.put(it) {
+		return failed(r.ID, ErrClosed)
 	}
-	if r.Type.lazy() {
-		p.nudge = l.nudge
-	}
-	l.queue <- it
-	return p
+	return &it.Pending
 }
 
 // prepare fills the envelope and encodes the record, in the caller's goroutine.
-func (l *Log) prepare(r *Record, p *Pending) (*item, error) {
+func (l *Log) prepare(r *Record) (*item, error) {
 	if r.Event == nil {
 		return nil, errors.New("audit record without an event")
 	}
@@ -184,7 +172,7 @@ func (l *Log) prepare(r *Record, p *Pending) (*item, error) {
 		if err != nil {
 			return nil, err
 		}
-		r.ID, p.id = id, id
+		r.ID = id
 	}
 	if r.Time.IsZero() {
 		r.Time = l.cfg.Now()
@@ -200,7 +188,7 @@ func (l *Log) prepare(r *Record, p *Pending) (*item, error) {
 	if len(tail)+32 > l.recordLimit() {
 		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, len(tail), l.recordLimit())
 	}
-	it := &item{Pending: p, tail: tail, typ: r.Type, decision: r.Decision, chain: r.Chain}
+	it := &item{Pending: Pending{id: r.ID, queue: l.queue}, tail: tail, typ: r.Type, decision: r.Decision, chain: r.Chain}
 	if d, ok := r.Event.(*Decision); ok && d.Effect == Allow {
 		it.opens = &openDecision{id: r.ID, txn: r.Txn, session: r.Session, connection: r.Connection, chain: r.Chain}
 		// Its outcome has the same chain, and may come alone in a frame.
@@ -228,8 +216,7 @@ func (l *Log) PutEvidence(ctx context.Context, kind string, data []byte) (Digest
 func (l *Log) submitEvidence(kind, txn string, data []byte) (Digest, *Pending) {
 	d := DigestOf(data)
 	if len(data) > maxEvidence {
-		p := &Pending{done: make(chan struct{})}
-		return d, p.fail(fmt.Errorf("%w: evidence of %d bytes, at most %d", ErrTooLarge, len(data), maxEvidence))
+		return d, failed("", fmt.Errorf("%w: evidence of %d bytes, at most %d", ErrTooLarge, len(data), maxEvidence))
 	}
 	l.keptMu.Lock()
 	have := l.kept[d]
@@ -284,12 +271,7 @@ func (l *Log) Origin() string { return l.cfg.Key.Origin() }
 // Close writes what was submitted, ends the log with a `log_closed` record and releases it. It
 // returns why the log could not be ended so.
 func (l *Log) Close() error {
-	l.mu.Lock()
-	if !l.closed {
-		l.closed = true
-		close(l.queue)
-	}
-	l.mu.Unlock()
+	l.queue.close()
 	<-l.done
 	return l.closeErr
 }
@@ -297,8 +279,8 @@ func (l *Log) Close() error {
 // Pending is a record on its way to the disk.
 type Pending struct {
 	id    RecordID
-	done  chan struct{}
-	nudge chan<- struct{} // of a record that would wait for others
+	queue *queue
+	batch *batch // that it goes with
 	rcpt  Receipt
 	err   error
 }
@@ -307,31 +289,27 @@ type Pending struct {
 func (p *Pending) ID() RecordID { return p.id }
 
 // Done is closed when the record is durable or has failed.
-func (p *Pending) Done() <-chan struct{} { return p.done }
+func (p *Pending) Done() <-chan struct{} { return p.batch.done }
 
 // Receipt waits until the record is durable; a record that nobody waited for so far is written at once. When ctx ends first the record may become durable all the same.
 func (p *Pending) Receipt(ctx context.Context) (Receipt, error) {
 	select {
-	case <-p.done:
+	case <-p.batch.done:
 		return p.rcpt, p.err
 	default:
 	}
-	if p.nudge != nil {
-		select {
-		case p.nudge <- struct{}{}:
-		default: // the writer is about to look anyway
-		}
-	}
+	p.queue.hurry()
 	select {
-	case <-p.done:
+	case <-p.batch.done:
 		return p.rcpt, p.err
 	case <-ctx.Done():
 		return Receipt{}, fmt.Errorf("waiting for audit record %s: %w", p.id, ctx.Err())
 	}
 }
 
-func (p *Pending) fail(err error) *Pending {
-	p.err = err
-	close(p.done)
-	return p
+// failed is a record that never got to the writer.
+func failed(id RecordID, err error) *Pending {
+	b := newBatch()
+	close(b.done)
+	return &Pending{id: id, batch: b, err: err}
 }

@@ -35,51 +35,18 @@ func (w *writer) run() {
 	defer close(w.l.done)
 	beat := time.NewTicker(w.l.cfg.Heartbeat)
 	defer beat.Stop()
-	delay := time.NewTimer(time.Hour)
-	delay.Stop()
-	defer delay.Stop()
-
-	var batch []*item
-	urgent, waiting, open := false, false, true
-	add := func(it *item, ok bool) bool {
-		if !ok {
-			open, urgent = false, true
-			return false
-		}
-		batch = append(batch, it)
-		urgent = urgent || !it.typ.lazy()
-		return true
-	}
-	for open {
+	for open := true; open; {
+		var own []*item
 		select {
-		case it, ok := <-w.l.queue:
-			add(it, ok)
-		case <-delay.C:
-			urgent = true
-		case <-w.l.nudge:
-			urgent = true
+		case <-w.l.queue.wake:
 		case <-beat.C:
-			batch, urgent = append(batch, w.periodic()...), true
+			own = w.periodic()
 		}
-	drain:
-		for open && len(batch) < 4096 {
-			select {
-			case it, ok := <-w.l.queue:
-				add(it, ok)
-			default:
-				break drain
-			}
-		}
-		switch {
-		case urgent:
-			delay.Stop()
-			w.commit(batch)
-			clear(batch)
-			batch, urgent, waiting = batch[:0], false, false
-		case !waiting:
-			delay.Reset(w.l.cfg.MaxFrameDelay)
-			waiting = true
-		}
+		var b *batch
+		b, open = w.l.queue.take()
+		w.commit(append(b.items, own...))
+		b.items = nil // whoever holds a Pending holds its batch
+		close(b.done)
 	}
 	w.finish()
 }
@@ -133,7 +100,7 @@ func (w *writer) commit(items []*item) {
 		items = w.writeFrame(items)
 	}
 	for _, it := range items {
-		it.fail(w.err)
+		it.err = w.err
 	}
 }
 
@@ -197,7 +164,7 @@ func (w *writer) writeFrame(items []*item) (rest []*item) {
 			if w.ready != nil {
 				break // the next segment takes it
 			}
-			it.fail(w.fullError())
+			it.err = w.fullError()
 			if it.counted != nil {
 				w.l.recount(it.counted)
 			}
@@ -205,7 +172,7 @@ func (w *writer) writeFrame(items []*item) (rest []*item) {
 		}
 		if it.opens != nil {
 			if len(w.open)+opening >= w.maxOpen() {
-				it.fail(fmt.Errorf("%w: %d decisions are without an outcome", ErrFull, len(w.open)+opening))
+				it.err = fmt.Errorf("%w: %d decisions are without an outcome", ErrFull, len(w.open)+opening)
 				continue
 			}
 			opening++
@@ -250,7 +217,6 @@ func (w *writer) writeFrame(items []*item) (rest []*item) {
 	for _, it := range taken {
 		w.follow(it)
 		it.rcpt = Receipt{RecordID: it.id, Seq: it.seq, Checkpoint: cp}
-		close(it.done)
 	}
 	return rest
 }
@@ -326,11 +292,10 @@ func (w *writer) unknownOutcomes(reason string) []*item {
 // owedItem makes an item of a record of the log's own. What can't be encoded poisons the log: it is a record that
 // the log owes.
 func (w *writer) owedItem(r Record) *item {
-	p := &Pending{done: make(chan struct{})}
-	it, err := w.l.prepare(&r, p)
+	it, err := w.l.prepare(&r)
 	if err != nil {
 		w.poison("encoding a record", err)
-		return &item{Pending: p, typ: r.Type}
+		return &item{typ: r.Type}
 	}
 	return it
 }
