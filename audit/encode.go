@@ -28,19 +28,17 @@ type wire struct {
 	Event      json.RawMessage `json:"event"`
 }
 
-// wireHead is what encode makes by itself: the writer puts "seq" in front, and the event follows as bytes.
+// wireHead is what stands before the event; the writer puts "seq" in front of it.
 type wireHead struct {
-	Version    int       `json:"v"`
-	ID         RecordID  `json:"id"`
-	Type       Type      `json:"type"`
-	Time       time.Time `json:"time"`
-	Source     string    `json:"source"`
-	Dev        bool      `json:"dev,omitempty"`
-	Txn        string    `json:"txn,omitempty"`
-	Session    string    `json:"session,omitempty"`
-	Connection string    `json:"connection,omitempty"`
-	Decision   RecordID  `json:"decision,omitempty"`
-	Chain      Digest    `json:"chain,omitempty"`
+	Version                  int
+	ID                       RecordID
+	Type                     Type
+	Time                     time.Time
+	Source                   string
+	Dev                      bool
+	Txn, Session, Connection string
+	Decision                 RecordID
+	Chain                    Digest
 }
 
 // encode returns the record's JSON without its opening `{"seq":…`, for the writer to complete.
@@ -51,34 +49,37 @@ func (r *Record) encode() ([]byte, error) {
 	if err := r.Event.check(); err != nil {
 		return nil, fmt.Errorf("record of type %s: %w", r.Type, err)
 	}
-	var event []byte
-	var err error
-	if stated, ok := r.Event.(*ChainStated); ok {
-		event, err = stated.encoded()
-	} else {
-		event, err = compactJSON(r.Event)
+	h := wireHead{
+		Version: r.Version, ID: r.ID, Type: r.Type, Time: r.Time, Source: r.Source, Dev: r.Dev,
+		Txn: r.Txn, Session: r.Session, Connection: r.Connection, Decision: r.Decision,
 	}
-	if err != nil {
-		return nil, fmt.Errorf("record of type %s: %w", r.Type, err)
-	}
-	var chain Digest
 	if r.Chain != nil {
 		if _, err := r.Chain.encoded(); err != nil {
 			return nil, fmt.Errorf("record of type %s: chain: %w", r.Type, err)
 		}
-		chain = r.Chain.digest
+		h.Chain = r.Chain.digest
 	}
-	head, err := compactJSON(&wireHead{
-		Version: r.Version, ID: r.ID, Type: r.Type, Time: r.Time, Source: r.Source, Dev: r.Dev,
-		Txn: r.Txn, Session: r.Session, Connection: r.Connection, Decision: r.Decision, Chain: chain,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("record of type %s: %w", r.Type, err)
+	out := h.appendJSON(make([]byte, 0, 1024))
+	out[0] = ',' // for `{`, which complete brings
+	out = append(out[:len(out)-1], `,"event":`...)
+	switch e := r.Event.(type) {
+	case *Decision:
+		out = e.appendJSON(out)
+	case *Completed:
+		out = e.appendJSON(out)
+	case *ChainStated:
+		raw, err := e.encoded()
+		if err != nil {
+			return nil, fmt.Errorf("record of type %s: %w", r.Type, err)
+		}
+		out = append(out, raw...)
+	default:
+		raw, err := compactJSON(r.Event)
+		if err != nil {
+			return nil, fmt.Errorf("record of type %s: %w", r.Type, err)
+		}
+		out = append(out, raw...)
 	}
-	out := make([]byte, 0, len(head)+len(event)+16)
-	out = append(out, ',')
-	out = append(out, head[1:len(head)-1]...)
-	out = append(append(out, `,"event":`...), event...)
 	return append(out, '}'), nil
 }
 
