@@ -41,6 +41,7 @@ type Chain struct {
 	Digest string `json:"digest"`
 
 	limits limits
+	keys   []RevocationKey // what RevocationKeys gives: it is asked for every command
 }
 
 // ChainID names the delegated token: iss and jti, never a hash of its bytes.

@@ -91,8 +91,11 @@ func revocationKeys(user SubjectID, sid, txn string, hops []Hop) []RevocationKey
 }
 
 // RevocationKeys are the names under which the chain can be revoked, for asking
-// and for indexing live sessions.
+// and for indexing live sessions. Callers don't change them.
 func (c *Chain) RevocationKeys() []RevocationKey {
+	if c.keys != nil {
+		return c.keys
+	}
 	keys := revocationKeys(c.User, c.SID, c.Txn, c.Hops)
 	return append(keys,
 		RevocationKey{Kind: RevokeStatement, Issuer: c.Mesh, Value: c.Token.ID},

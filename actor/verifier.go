@@ -186,7 +186,8 @@ func (v *Verifier) Verify(ctx context.Context, peer []*x509.Certificate, credent
 		Token:   ChainID{c.Token.Issuer, c.Token.ID, c.Token.KeyID, c.Token.IssuedAt, c.Token.Expires},
 		Expires: steps.limits.expires(), Digest: Hash(credential), limits: steps.limits,
 	}
-	if err := checkRevocations(v.cfg.Revocations, chain.RevocationKeys()); err != nil { // 9
+	chain.keys = chain.RevocationKeys()
+	if err := checkRevocations(v.cfg.Revocations, chain.keys); err != nil { // 9
 		return nil, err
 	}
 	return chain, nil

@@ -110,8 +110,11 @@ func (o Obligations) And(p Obligations) Obligations {
 }
 
 func mergeMasks(a, b []MaskRule) []MaskRule {
-	if len(a) == 0 && len(b) == 0 {
-		return nil
+	switch {
+	case len(b) == 0 || len(a) == len(b) && len(a) > 0 && &a[0] == &b[0]: // one policy permits all that a command does, as a rule
+		return a
+	case len(a) == 0:
+		return b
 	}
 	out := slices.Concat(a, b)
 	slices.SortFunc(out, compareMasks)
