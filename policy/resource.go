@@ -149,27 +149,36 @@ func (r Resource) entities(into types.EntityMap) {
 // the object is called, so nothing in it can grow old. The zero value is ready for use.
 type resources struct {
 	mu   sync.RWMutex
-	seen map[Resource]types.EntityMap
+	seen map[Resource]object
+}
+
+// object is a resource that can be asked about: its name in Cedar, itself and what it stands in.
+type object struct {
+	uid      types.EntityUID
+	entities types.EntityMap
 }
 
 const maxResources = 4096
 
-func (c *resources) of(r Resource) types.EntityMap {
+func (c *resources) of(r Resource) (object, error) {
 	c.mu.RLock()
-	m, ok := c.seen[r]
+	o, ok := c.seen[r]
 	c.mu.RUnlock()
 	if ok {
-		return m
+		return o, nil
 	}
-	m = make(types.EntityMap, 2)
-	r.entities(m)
+	if err := r.check(); err != nil {
+		return object{}, err
+	}
+	o = object{r.uid(), make(types.EntityMap, 2)}
+	r.entities(o.entities)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.seen == nil || len(c.seen) >= maxResources {
-		c.seen = make(map[Resource]types.EntityMap)
+		c.seen = make(map[Resource]object)
 	}
-	c.seen[r] = m
-	return m
+	c.seen[r] = o
+	return o, nil
 }
 
 // parseResource reads an entity of a policy back. It accepts the one spelling that ID writes.

@@ -169,11 +169,11 @@ func (s *Set) request(r Request) (cedar.Request, types.EntityGetter, error) {
 	if !ok {
 		return cedar.Request{}, nil, fmt.Errorf("unknown action %q", r.Action)
 	}
-	if err := r.Resource.check(); err != nil {
+	resource, err := s.resources.of(r.Resource)
+	if err != nil {
 		return cedar.Request{}, nil, err
 	}
-	resource := r.Resource.uid()
-	if !slices.Contains(applies, resource.Type) {
+	if !slices.Contains(applies, resource.uid.Type) {
 		return cedar.Request{}, nil, fmt.Errorf("%s doesn't apply to a %s", r.Action, r.Resource.Kind)
 	}
 	if _, ok := s.source.Targets[r.Resource.Target]; !ok {
@@ -188,17 +188,9 @@ func (s *Set) request(r Request) (cedar.Request, types.EntityGetter, error) {
 	return cedar.Request{
 		Principal: r.Subject.principal,
 		Action:    action,
-		Resource:  resource,
-		Context: types.NewRecord(types.RecordMap{
-			"chain": r.Subject.context(r.Now),
-			"command": types.NewRecord(types.RecordMap{
-				"database": types.String(r.Command.Database),
-				"account":  types.String(r.Command.Account),
-				"readOnly": types.Boolean(r.Command.ReadOnly),
-				"kind":     types.String(r.Command.Kind),
-			}),
-		}),
-	}, layered{s.resources.of(r.Resource), r.Subject.entities, s.entities, s.vocabulary.actions}, nil
+		Resource:  resource.uid,
+		Context:   r.Subject.context(r.Now, r.Command),
+	}, layered{resource.entities, r.Subject.entities, s.entities, s.vocabulary.actions}, nil
 }
 
 // layered looks an entity up in the maps of resource, subject, targets and actions; their types differ.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -57,7 +58,37 @@ type Subject struct {
 // aged is the chain's context at some ages. Ages are whole seconds, so that most decisions share one.
 type aged struct {
 	signIn, session, token types.Long
-	context                types.Record
+	chain                  types.Record
+
+	mu       sync.Mutex // guards what follows
+	contexts map[Command]types.Record
+}
+
+// maxContexts bounds the contexts that are kept at one age; an engine knows few kinds of command.
+const maxContexts = 64
+
+// context is the context of a request: the chain and the command.
+func (a *aged) context(c Command) types.Record {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	out, ok := a.contexts[c]
+	if ok {
+		return out
+	}
+	out = types.NewRecord(types.RecordMap{
+		"chain": a.chain,
+		"command": types.NewRecord(types.RecordMap{
+			"database": types.String(c.Database),
+			"account":  types.String(c.Account),
+			"readOnly": types.Boolean(c.ReadOnly),
+			"kind":     types.String(c.Kind),
+		}),
+	})
+	if len(a.contexts) >= maxContexts {
+		clear(a.contexts)
+	}
+	a.contexts[c] = out
+	return out
 }
 
 const (
@@ -181,20 +212,22 @@ func lower(a, b string) (string, error) {
 	return "", fmt.Errorf("unknown grade %q", b)
 }
 
-// context is the chain part of a request's context, with the ages as they are now.
-func (s *Subject) context(now time.Time) types.Record {
+// context is the context of a request, with the ages as they are now.
+func (s *Subject) context(now time.Time, c Command) types.Record { return s.aged(now).context(c) }
+
+func (s *Subject) aged(now time.Time) *aged {
 	signIn, session, token := age(now, s.facts.SignedIn), age(now, s.facts.Started), age(now, s.facts.Issued)
 	if a := s.newest.Load(); a != nil && a.signIn == signIn && a.session == session && a.token == token {
-		return a.context
+		return a
 	}
 	m := make(types.RecordMap, len(s.fixed)+3)
 	for k, v := range s.fixed {
 		m[k] = v
 	}
 	m["signInAge"], m["sessionAge"], m["tokenAge"] = signIn, session, token
-	a := &aged{signIn, session, token, types.NewRecord(m)}
+	a := &aged{signIn: signIn, session: session, token: token, chain: types.NewRecord(m), contexts: map[Command]types.Record{}}
 	s.newest.Store(a)
-	return a.context
+	return a
 }
 
 // age rounds up, so that "at most 60 seconds" never holds for something older.
