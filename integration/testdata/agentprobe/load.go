@@ -76,7 +76,7 @@ func (l *load) rest(ctx context.Context, d time.Duration) {
 func (l *load) session(ctx context.Context) {
 	began := time.Now()
 	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), longest)
-	conn, err := dial(limited)
+	conn, err := dialTarget(limited)
 	cancel()
 	l.say("connect", "-", began, err)
 	if err != nil {
@@ -104,7 +104,7 @@ func (l *load) session(ctx context.Context) {
 }
 
 // dial connects by the run's environment alone.
-func dial(ctx context.Context) (*pgx.Conn, error) {
+func dialTarget(ctx context.Context) (*pgx.Conn, error) {
 	cfg, err := pgx.ParseConfig("")
 	if err != nil {
 		return nil, err
