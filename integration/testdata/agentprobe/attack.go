@@ -90,7 +90,7 @@ func report(name string, try func() (string, error)) {
 	fmt.Printf("%s\tSERVED: %s\n", name, what)
 }
 
-func dial(socket string) *grpc.ClientConn {
+func dialSocket(socket string) *grpc.ClientConn {
 	conn, err := grpc.NewClient(socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		panic(err) // a malformed address: the test's own mistake
@@ -99,7 +99,7 @@ func dial(socket string) *grpc.ClientConn {
 }
 
 func attackAgent(ctx context.Context, socket string) {
-	conn := dial(socket)
+	conn := dialSocket(socket)
 	defer conn.Close()
 	callAgent(ctx, conn)
 }
@@ -142,7 +142,7 @@ func callAgent(ctx context.Context, conn *grpc.ClientConn) {
 }
 
 func attackIssuer(ctx context.Context, socket string) {
-	conn := dial(socket)
+	conn := dialSocket(socket)
 	defer conn.Close()
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
@@ -183,7 +183,7 @@ func attackSessions(ctx context.Context, dir string) {
 		return
 	}
 	for _, s := range sockets {
-		conn := dial("unix://" + s)
+		conn := dialSocket("unix://" + s)
 		rpc := sessionv1.NewSessionClient(conn)
 		report("sign-in", func() (string, error) {
 			r, err := rpc.Describe(ctx, &sessionv1.DescribeRequest{})
