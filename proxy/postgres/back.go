@@ -24,9 +24,12 @@ func (s *session) back(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if kind == 'D' {
+		switch kind {
+		case 'D':
 			err = s.dataRow(ctx, size)
-		} else {
+		case 'd':
+			err = s.copyRow(ctx, size)
+		default:
 			var body []byte
 			if body, err = s.up.in.body(kind, maxControl); err != nil {
 				return err
@@ -107,6 +110,9 @@ func (s *session) answer(ctx context.Context, kind byte, body []byte) error {
 			return err
 		}
 	}
+	if taken, err := s.copyAnswer(e, e.run, kind, body); taken || err != nil {
+		return err
+	}
 	show := func() {
 		if !e.hidden {
 			s.out.frame(kind, body)
@@ -180,6 +186,10 @@ func (s *session) executed(e *entry, kind byte, body []byte, show func()) error 
 		show()
 		return nil
 	}
+	if s.copyingOut {
+		return desync(kind, e)
+	}
+	e.copyEnds(r, true)
 	if r.exceeded {
 		return r.complete(r.cutOutcome())
 	}
@@ -232,6 +242,9 @@ func (s *session) queryAnswer(ctx context.Context, e *entry, kind byte, body []b
 			return err
 		}
 	}
+	if taken, err := s.copyAnswer(e, r, kind, body); taken || err != nil {
+		return err
+	}
 	switch kind {
 	case 'T':
 		if r == nil {
@@ -241,9 +254,10 @@ func (s *session) queryAnswer(ctx context.Context, e *entry, kind byte, body []b
 			return err
 		}
 	case 'C':
-		if r == nil {
+		if r == nil || s.copyingOut {
 			return desync(kind, e)
 		}
+		e.copyEnds(r, true)
 		if err := r.complete(outcome(kind, body)); err != nil {
 			return err
 		}
@@ -272,15 +286,8 @@ func (s *session) queryAnswer(ctx context.Context, e *entry, kind byte, body []b
 
 // dataRow relays a row: as it is where nothing is masked, else rebuilt.
 func (s *session) dataRow(ctx context.Context, size int) error {
-	e := s.q.peek()
-	if e == nil || e.refusal != nil || e.step != stepExecute && e.step != stepQuery {
-		return desync('D', e)
-	}
-	r := e.run
-	if e.step == stepQuery && e.at < len(e.runs) {
-		r = e.runs[e.at]
-	}
-	if r == nil {
+	e, r := s.answered()
+	if e == nil || e.refusal != nil || e.step != stepExecute && e.step != stepQuery || r == nil || s.copyingOut {
 		return desync('D', e)
 	}
 	if err := s.release(ctx, r); err != nil {
@@ -306,7 +313,24 @@ func (s *session) dataRow(ctx context.Context, size int) error {
 		}
 		return r.plan.row(s.out, body)
 	}
-	s.out.header('D', size)
+	return s.relayBody('D', size)
+}
+
+// answered gives the entry that the target answers now, and the command.
+func (s *session) answered() (*entry, *run) {
+	e := s.q.peek()
+	if e == nil {
+		return nil, nil
+	}
+	if e.step == stepQuery && e.at < len(e.runs) {
+		return e, e.runs[e.at]
+	}
+	return e, e.run
+}
+
+// relayBody passes a message on as it arrives.
+func (s *session) relayBody(kind byte, size int) error {
+	s.out.header(kind, size)
 	for s.up.in.left > 0 {
 		chunk, err := s.up.in.chunk()
 		if err != nil {

@@ -55,7 +55,9 @@ func (s *session) execute(ctx context.Context, p *parts) error {
 			return err
 		}
 	}
-	if ok, err := s.send(ctx, &entry{step: stepExecute, run: r, scrub: r.touched}); err != nil || !ok {
+	e := &entry{step: stepExecute, run: r, scrub: r.touched}
+	s.expectCopy(e, r)
+	if ok, err := s.send(ctx, e); err != nil || !ok {
 		return err
 	}
 	s.writeExecute(port.upstream, rows)
@@ -90,6 +92,9 @@ func (s *session) executeLimited(ctx context.Context, r *run, upstream string, r
 		ask = rows
 	}
 	done := make(chan struct{})
+	if r.copiesOut() {
+		r.cut = make(chan struct{})
+	}
 	ok, err := s.send(ctx, &entry{step: stepExecute, run: r, scrub: r.touched, done: done})
 	if err != nil || !ok {
 		return err
@@ -101,6 +106,16 @@ func (s *session) executeLimited(ctx context.Context, r *run, upstream string, r
 	}
 	select {
 	case <-done:
+	case <-r.cut:
+		// The target ignores how many rows it was asked for. Nothing else is under way that a cancel could hit.
+		if err := s.up.cancel(ctx); err != nil {
+			s.log.WarnContext(ctx, "a cancel didn't reach the target", "error", err)
+		}
+		select {
+		case <-done:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -108,11 +123,14 @@ func (s *session) executeLimited(ctx context.Context, r *run, upstream string, r
 	if !r.exceeded {
 		return nil
 	}
-	f := &fault{
+	return s.poison(ctx, r.cutFault())
+}
+
+func (r *run) cutFault() *fault {
+	return &fault{
 		code: codeTooLarge, message: fmt.Sprintf("the result was cut after %d rows: that is the limit for this command", r.limit),
 		hint: "Ask for fewer rows, or for a policy with a higher limit.",
 	}
-	return s.poison(ctx, f)
 }
 
 // cutOutcome is what the record says of a result that a limit cut.

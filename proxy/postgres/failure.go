@@ -33,6 +33,17 @@ func (s *session) failure(ctx context.Context, e *entry, body []byte) error {
 	if err := s.release(ctx, r); err != nil {
 		return err
 	}
+	s.copyingOut = false
+	e.copyEnds(r, false)
+	if r != nil && r.exceeded {
+		// It was cancelled because of its limit.
+		if err := r.complete(r.cutOutcome()); err != nil {
+			return err
+		}
+		r.cutFault().write(s.out)
+		s.q.fail()
+		return nil
+	}
 	if r != nil {
 		o := proxy.Outcome{Status: "error", Code: fields['C']}
 		if o.Code == "57014" {
@@ -67,11 +78,7 @@ func (s *session) notice(ctx context.Context, body []byte) error {
 	if err != nil {
 		return err
 	}
-	if e := s.q.peek(); e != nil {
-		r := e.run
-		if e.step == stepQuery && e.at < len(e.runs) {
-			r = e.runs[e.at]
-		}
+	if e, r := s.answered(); e != nil {
 		if err := s.release(ctx, r); err != nil {
 			return err
 		}

@@ -19,12 +19,21 @@ func (s *session) front(ctx context.Context) error {
 				return &upstreamError{err}
 			}
 		}
-		kind, _, err := s.in.next()
+		kind, size, err := s.in.next()
 		if err != nil {
 			if errors.Is(err, errFrameLength) {
 				return protocolError("%v", err)
 			}
 			return err
+		}
+		if s.copying != nil {
+			taken, err := s.copyMessage(ctx, kind, size)
+			if err != nil {
+				return err
+			}
+			if taken {
+				continue
+			}
 		}
 		body, err := s.in.body(kind, s.e.cfg.MaxMessage)
 		if err != nil {
@@ -88,7 +97,7 @@ func (s *session) message(ctx context.Context, kind byte, body []byte) error {
 	case 'F':
 		return s.unsupportedCall(ctx)
 	case 'd', 'c', 'f':
-		// Left over from a COPY that was refused.
+		// Left over from a COPY that was refused or failed.
 		return nil
 	default:
 		return protocolError("message %q is not known", kind)
@@ -99,6 +108,9 @@ func (s *session) message(ctx context.Context, kind byte, body []byte) error {
 const terminateGrace = 10 * time.Second
 
 func (s *session) terminate(ctx context.Context) error {
+	if s.copying != nil {
+		return errTerminate // the COPY never ends, so the target undoes it
+	}
 	ctx, cancel := context.WithTimeout(ctx, terminateGrace)
 	defer cancel()
 	if s.q.busy() {
@@ -190,6 +202,8 @@ func (d *decision) givesRows() bool {
 	switch d.stmt.Kind {
 	case sqlparse.KindSelect, sqlparse.KindInsert, sqlparse.KindUpdate, sqlparse.KindDelete, sqlparse.KindMerge:
 		return true
+	case sqlparse.KindCopy:
+		return d.stmt.Copy != nil && !d.stmt.Copy.From
 	default:
 		return false
 	}

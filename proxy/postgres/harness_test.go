@@ -267,6 +267,8 @@ const policies = `
 permit (principal in Deputy::Role::"analyst", action in [Deputy::Action::"postgres:connect", Deputy::Action::"postgres:select"], resource in Deputy::Database::"orders-db/shop");
 @id("clerk")
 permit (principal in Deputy::Role::"clerk", action in [Deputy::Action::"postgres:connect", Deputy::Action::"read", Deputy::Action::"write"], resource in Deputy::Database::"orders-db/shop");
+@id("copier")
+permit (principal in Deputy::Role::"copier", action == Deputy::Action::"postgres:copy", resource in Deputy::Database::"orders-db/shop");
 @id("filterer")
 @mask("customers.email=hash+filter")
 permit (principal in Deputy::Role::"filterer", action in [Deputy::Action::"postgres:connect", Deputy::Action::"postgres:select"], resource in Deputy::Database::"orders-db/shop");

@@ -161,7 +161,7 @@ func TestPsql(t *testing.T) {
 	cmd.Stdin = strings.NewReader("begin;\nselect 1;\nupdate customers set name = 'x';\nselect 2;\nrollback;\nselect 'usable';\n\\copy customers to stdout\nselect 'still';\n")
 	b, err := cmd.CombinedOutput()
 	out = string(b)
-	for _, want := range []string{"refused: no policy permits postgres:update", "current transaction is aborted", "ROLLBACK", "usable", "isn't supported by this proxy yet", "still"} {
+	for _, want := range []string{"refused: no policy permits postgres:update", "current transaction is aborted", "ROLLBACK", "usable", "no policy permits postgres:copy", "still"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in\n%s (%v)", want, out, err)
 		}

@@ -154,7 +154,7 @@ func (x *exposure) check() error {
 			return objection(classMasked, fmt.Sprintf("%s may be a masked column and stands in %s; a masked column may only be a plain output column", columnText(c), useText(c.Use)))
 		}
 	}
-	return nil
+	return x.checkCopy()
 }
 
 func columnText(c sqlparse.Column) string {

@@ -105,6 +105,8 @@ func (b *opBuilder) build() error {
 			b.function(f, true)
 		}
 		return b.relations(sqlparse.KindSelect)
+	case sqlparse.KindCopy:
+		return b.copyOps()
 	case sqlparse.KindDeallocate, sqlparse.KindClose, sqlparse.KindDiscard:
 		// It ends what the session itself has.
 		b.onDatabase("connect", false, false)

@@ -42,6 +42,8 @@ type entry struct {
 	failed bool
 	// batch is the number of the Sync.
 	batch int
+	// copying is set for a COPY FROM STDIN.
+	copying *copying
 	// done is closed when the entry is over, if somebody waits for it.
 	done chan struct{}
 }

@@ -33,6 +33,8 @@ type run struct {
 	limited  bool
 	allowed  int64
 	exceeded bool
+	cut      chan struct{} // closed when a row of a COPY was one too many
+	headed   bool          // the header of a COPY is out
 
 	mu   sync.Mutex
 	used bool // it went to the target

@@ -44,8 +44,12 @@ type session struct {
 	// sawMasked says that a masked table was touched: errors at COMMIT may speak of it.
 	sawMasked bool
 
+	// copying is set while a COPY FROM STDIN may be under way.
+	copying *copying
+
 	// What the back alone uses.
-	cut bool // a frame is half written: nothing more can be said
+	copyingOut bool // the target is in the midst of a COPY TO STDOUT
+	cut        bool // a frame is half written: nothing more can be said
 
 	mu sync.Mutex
 	// idleAfter is the number of the last Sync after which no transaction was open.
@@ -143,7 +147,9 @@ func (s *session) run(ctx context.Context) (reason, detail string) {
 	}
 	cancelling.Wait()
 	_ = s.up.conn.SetDeadline(time.Now().Add(endTimeout / 4))
-	_, _ = s.up.conn.Write([]byte{'X', 0, 0, 0, 4})
+	if !s.up.half {
+		_, _ = s.up.conn.Write([]byte{'X', 0, 0, 0, 4})
+	}
 	_ = s.up.conn.Close()
 	_ = s.client.SetDeadline(time.Now().Add(endTimeout / 4))
 	_ = s.client.Close()

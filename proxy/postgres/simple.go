@@ -65,7 +65,9 @@ func (s *session) query(ctx context.Context, text string) error {
 	if len(runs) == 1 && runs[0].limit > 0 {
 		return s.limitedQuery(ctx, runs[0])
 	}
-	ok, err := s.send(ctx, &entry{step: stepQuery, runs: runs, batch: s.batch})
+	e := &entry{step: stepQuery, runs: runs, batch: s.batch}
+	s.expectCopy(e, runs...)
+	ok, err := s.send(ctx, e)
 	s.batch++
 	if err != nil || !ok {
 		return err

@@ -98,6 +98,7 @@ type upstream struct {
 	config *pgconn.Config
 	pid    uint32
 	secret []byte
+	half   bool // a message to the target is half written: nothing more can be said
 }
 
 // dial connects to the target. The error never holds a secret: pgconn keeps passwords out of its errors.
