@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -41,6 +42,28 @@ func newCgroup(name string) (*cgroup, error) {
 		return nil, fmt.Errorf("opening the control group: %w", err)
 	}
 	return &cgroup{path: path, dir: dir}, nil
+}
+
+// cgroupPrefix begins the name of every agent's control group.
+const cgroupPrefix = "deputy-"
+
+// endStaleCgroup ends the group that a killed launcher noted in its agent's lock file. The group's name must be that agent's:
+// the file is this uid's own, but what it says is only followed that far.
+func endStaleCgroup(lock *os.File, name string) {
+	noted, err := io.ReadAll(io.LimitReader(lock, unix.PathMax))
+	path := string(noted)
+	if err != nil || path == "" || filepath.Clean(path) != path || filepath.Base(path) != name {
+		return
+	}
+	var fs unix.Statfs_t
+	if unix.Statfs(path, &fs) != nil || fs.Type != unix.CGROUP2_SUPER_MAGIC {
+		return
+	}
+	dir, err := os.OpenFile(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	_ = (&cgroup{path: path, dir: dir}).end() // the next one tries again
 }
 
 func ownCgroup() (string, error) {

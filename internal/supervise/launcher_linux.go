@@ -7,9 +7,9 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -86,8 +86,12 @@ type launched struct {
 func (c *launched) signal(s syscall.Signal) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.ended {
-		_ = c.proc.Signal(s)
+	if c.ended {
+		return
+	}
+	_ = c.proc.Signal(s)
+	if s != syscall.SIGKILL && s != syscall.SIGSTOP {
+		_ = c.proc.Signal(syscall.SIGCONT) // its own program may have stopped it
 	}
 }
 
@@ -178,10 +182,13 @@ func (l *launcher) run(ctx context.Context, id actor.AgentID, uid, gid uint32, r
 		Credential: &syscall.Credential{Uid: uid, Gid: gid, Groups: []uint32{}},
 		Setsid:     true, Pdeathsig: syscall.SIGKILL,
 	}
-	group, err := newCgroup("deputy-" + strings.TrimPrefix(dir.path[strings.LastIndexByte(dir.path, '/'):], "/"))
+	group, err := newCgroup(cgroupPrefix + filepath.Base(dir.path))
 	if err != nil {
 		l.log.DebugContext(ctx, "no control group for the agent; its uid is ended instead", "agent", id.String(), "error", err)
 	} else {
+		if err := dir.note(group.path); err != nil {
+			return nil, errors.Join(err, group.end())
+		}
 		attr.UseCgroupFD, attr.CgroupFD = true, int(group.dir.Fd())
 	}
 	if req.Terminal {
@@ -222,14 +229,15 @@ func (l *launcher) wait(ctx context.Context, c *launched, cmd *exec.Cmd, control
 		defer close(serving)
 		l.serve(ctx, control, c.uid)
 	}()
-	err := cmd.Wait()
+	// It stays a zombie until everything of its uid is dead: the issuer gives no uid away that a process runs under, so the
+	// kills below can't hit the next owner.
+	awaitExit(cmd.Process.Pid)
 	c.mu.Lock()
 	c.ended = true
 	c.mu.Unlock()
 	cancel()
 	control.Close()
 	<-serving
-	end := supervisorEnd(id, cmd.ProcessState, err)
 	if c.group != nil {
 		if err := c.group.end(); err != nil {
 			l.log.WarnContext(ctx, "the agent's control group is left", "agent", id.String(), "error", err)
@@ -238,10 +246,22 @@ func (l *launcher) wait(ctx context.Context, c *launched, cmd *exec.Cmd, control
 	if err := endUID(c.uid); err != nil {
 		l.log.WarnContext(ctx, "the agent's processes are left", "agent", id.String(), "error", err)
 	}
+	err := cmd.Wait()
+	end := supervisorEnd(id, cmd.ProcessState, err)
 	if err := dir.remove(); err != nil {
 		l.log.WarnContext(ctx, "the agent's folder is left", "agent", id.String(), "error", err)
 	}
 	c.done <- end
+}
+
+// awaitExit returns when a child has ended, and leaves it a zombie.
+func awaitExit(pid int) {
+	for {
+		err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
+		if !errors.Is(err, unix.EINTR) {
+			return // or it can't be waited for, which cmd.Wait says
+		}
+	}
 }
 
 // supervisorEnd tells the program's exit code, which its supervisor ends with, from the supervisor's own

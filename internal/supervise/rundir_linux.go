@@ -73,13 +73,22 @@ func newRunDir(runtimeDir string, id actor.AgentID) (*runDir, error) {
 	return &runDir{path: path, lock: lock}, nil
 }
 
+// note keeps where the agent's control group is, for whoever cleans up after a launcher that was killed.
+func (d *runDir) note(cgroup string) error {
+	if _, err := d.lock.WriteAt([]byte(cgroup), 0); err != nil {
+		return fmt.Errorf("noting the agent's control group: %w", err)
+	}
+	return nil
+}
+
 func (d *runDir) remove() error {
 	err := os.RemoveAll(d.path)
 	err = errors.Join(err, os.Remove(d.path+".lock"))
 	return errors.Join(err, d.lock.Close())
 }
 
-// removeStale removes the folders of runs that were killed: their locks are free.
+// removeStale removes the folders and control groups of runs that were killed, with what still runs in the groups: their locks
+// are free.
 func removeStale(parent string) {
 	locks, _ := filepath.Glob(filepath.Join(parent, "*.lock"))
 	for _, l := range locks {
@@ -88,7 +97,9 @@ func removeStale(parent string) {
 			continue
 		}
 		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-			os.RemoveAll(strings.TrimSuffix(l, ".lock"))
+			dir := strings.TrimSuffix(l, ".lock")
+			endStaleCgroup(f, cgroupPrefix+filepath.Base(dir))
+			os.RemoveAll(dir)
 			os.Remove(l)
 		}
 		f.Close()

@@ -379,4 +379,26 @@ func TestUIDsInUse(t *testing.T) {
 	if err != nil || !used[uint32(os.Geteuid())] {
 		t.Errorf("%v %v", used, err)
 	}
+	if os.Geteuid() != 0 {
+		return
+	}
+	// Whoever ends what is left of a uid keeps its first process a zombie meanwhile, so that nobody else gets the uid.
+	const uid = 61998
+	cmd := exec.Command("/bin/true")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Waitid(unix.P_PID, cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
+		t.Fatal(err)
+	}
+	if used, err := UIDsInUse(); err != nil || !used[uid] {
+		t.Errorf("the uid of a zombie is free: %v", err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if used, err := UIDsInUse(); err != nil || used[uid] {
+		t.Errorf("the uid of nobody is in use: %v", err)
+	}
 }
