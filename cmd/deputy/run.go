@@ -52,9 +52,11 @@ func newRunCommand() *cobra.Command {
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			// Signals are the program's, not a reason to stop.
-			code, err := runAgent(context.WithoutCancel(cmd.Context()), o, args)
+			errOut := newPatientWriter(cmd.ErrOrStderr())
+			defer errOut.flush()
+			code, err := runAgent(context.WithoutCancel(cmd.Context()), o, args, errOut)
 			if err != nil {
-				fmt.Fprintf(cmd.ErrOrStderr(), "deputy: %v\n", err)
+				fmt.Fprintf(errOut, "deputy: %v\n", err)
 			}
 			if code == 0 && err == nil {
 				return nil
@@ -82,7 +84,7 @@ func newRunCommand() *cobra.Command {
 	return cmd
 }
 
-func runAgent(ctx context.Context, o runOptions, argv []string) (int, error) {
+func runAgent(ctx context.Context, o runOptions, argv []string, errOut io.Writer) (int, error) {
 	const failed = runFailed
 	cwd, err := os.Getwd()
 	if err != nil {
@@ -96,7 +98,7 @@ func runAgent(ctx context.Context, o runOptions, argv []string) (int, error) {
 	}
 	r := supervise.Request{
 		Name: o.name, Targets: o.targets, Argv: argv, Env: os.Environ(), Cwd: cwd,
-		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Log: runLogger(o.verbose),
+		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Log: runLogger(errOut, o.verbose),
 		Delegation: client.Delegation{Left: o.left, Purpose: o.purpose, TTL: o.ttl},
 	}
 	switch {
@@ -258,21 +260,23 @@ func parseAllow(s string, td spiffeid.TrustDomain) (actor.Detail, error) {
 	return d, actor.Details{d}.Validate()
 }
 
-func runLogger(verbose bool) *slog.Logger {
+func runLogger(w io.Writer, verbose bool) *slog.Logger {
 	level := slog.LevelWarn
 	if verbose {
 		level = slog.LevelDebug
 	}
-	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
 }
 
 func newSupervisorCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: supervise.SupervisorArgument, Hidden: true, Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			code, err := supervise.RunIsolated(context.WithoutCancel(cmd.Context()), runLogger(false))
+			errOut := newPatientWriter(os.Stderr)
+			defer errOut.flush()
+			code, err := supervise.RunIsolated(context.WithoutCancel(cmd.Context()), runLogger(errOut, false))
 			if err != nil {
-				fmt.Fprintf(os.Stderr, "deputy: %v\n", err)
+				fmt.Fprintf(errOut, "deputy: %v\n", err)
 			}
 			return exitCode(code)
 		},

@@ -30,6 +30,7 @@ func main() {
 		"orphan":     orphan,
 		"restrained": restrained,
 		"pry":        pry,
+		"sleep":      sleep,
 	}
 	if len(os.Args) < 2 || acts[os.Args[1]] == nil {
 		fmt.Fprintln(os.Stderr, "agentprobe: which act?")
