@@ -53,8 +53,17 @@ func PrepareRuntimeDir(path string, shared bool) error {
 	return nil
 }
 
-func newRunDir(runtimeDir string, id actor.AgentID) (*runDir, error) {
+func newRunDir(runtimeDir string, id actor.AgentID) (_ *runDir, err error) {
 	parent := filepath.Join(runtimeDir, "a")
+	// One at a time: a run that looks for what others left behind must not find a folder whose lock isn't taken yet.
+	turn, err := os.OpenFile(parent, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("making the agent's folder: %w", err)
+	}
+	defer func() { err = errors.Join(err, turn.Close()) }()
+	if err := unix.Flock(int(turn.Fd()), unix.LOCK_EX); err != nil {
+		return nil, fmt.Errorf("waiting to make the agent's folder: %w", err)
+	}
 	removeStale(parent)
 	segments := id.Segments()
 	// Sixteen digits of a random name: short, because socket paths are.

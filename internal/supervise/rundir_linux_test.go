@@ -1,10 +1,15 @@
 package supervise_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/deputymesh/deputy/actor"
 	"github.com/deputymesh/deputy/internal/supervise"
 )
 
@@ -35,4 +40,38 @@ func TestTheWayToTheRuntimeFolderIsOpenToAgents(t *testing.T) {
 	if err := supervise.PrepareRuntimeDir(dir, true); err == nil {
 		t.Error("a runtime folder that everybody can write to was accepted")
 	}
+}
+
+// Runs that start at the same time, as programs that fan out do: none takes another's new folder for one that was left behind.
+func TestRunsThatStartTogetherKeepTheirFolders(t *testing.T) {
+	dir := t.TempDir()
+	if err := supervise.PrepareRuntimeDir(dir, false); err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	for w := range 8 {
+		all.Go(func() {
+			for i := range 50 {
+				id, err := actor.ParseAgentID(spiffeid.RequireFromString(fmt.Sprintf("spiffe://test.invalid/agent/planner/%08x%08x%016x", w, i, 7)))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				path, remove, err := supervise.NewRunDir(dir, id)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				for _, p := range []string{path, path + ".lock"} {
+					if _, err := os.Stat(p); err != nil {
+						t.Errorf("it was taken away: %v", err)
+					}
+				}
+				if err := remove(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
 }

@@ -1,0 +1,12 @@
+package supervise
+
+import "github.com/deputymesh/deputy/actor"
+
+// NewRunDir makes an agent's folder, and returns its path and what removes it.
+func NewRunDir(runtimeDir string, id actor.AgentID) (string, func() error, error) {
+	d, err := newRunDir(runtimeDir, id)
+	if err != nil {
+		return "", nil, err
+	}
+	return d.path, d.remove, nil
+}
