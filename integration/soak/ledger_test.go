@@ -23,6 +23,7 @@ type ledger struct {
 	e       *era
 	hashKey []byte
 	log     *audit.Reader
+	others  []*audit.Reader // of broker and issuer, for the records that agents are told of
 
 	decisions map[string]*decision          // by the keyed hash of the exact text
 	byID      map[audit.RecordID]*decision  // allowed ones without an outcome
@@ -65,6 +66,11 @@ func newLedger(e *era) *ledger {
 	// One reader from the first record to the last, over every crash.
 	l.log = audit.NewReader(os.DirFS(e.m.LogDir("proxy")))
 	e.t.Cleanup(func() { _ = l.log.Close() })
+	for _, role := range []string{"broker", "issuer"} {
+		r := audit.NewReader(os.DirFS(e.m.LogDir(role)))
+		e.t.Cleanup(func() { _ = r.Close() })
+		l.others = append(l.others, r)
+	}
 	return l
 }
 
@@ -118,6 +124,7 @@ func (l *ledger) balance() {
 	heard := l.e.crew.take()
 	effects := l.e.effects()
 	l.read()
+	l.readOthers()
 	for token, times := range effects {
 		l.effect(token, times)
 	}
@@ -234,11 +241,32 @@ func (l *ledger) read() {
 	}
 }
 
+// readOthers remembers which records broker and issuer have.
+func (l *ledger) readOthers() {
+	for _, log := range l.others {
+		for {
+			r, err := log.Next()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				l.violation("reading the log of another role: %v", err)
+				break
+			}
+			l.records[r.ID] = r.Type
+		}
+	}
+}
+
 func (l *ledger) record(r *audit.Record) {
-	// Between them only a new segment may begin, or another start after one that was killed here.
-	if l.owed > 0 && r.Type != audit.TypeOutcomeUnknown && r.Type != audit.TypeLogSegment && r.Type != audit.TypeLogOpened {
-		l.violation("record %s: %s, where %d unknown outcomes were announced", r.ID, r.Type, l.owed)
-		l.owed = 0
+	switch r.Type {
+	case audit.TypeOutcomeUnknown, audit.TypeChain: // and the chains that they name
+	case audit.TypeLogSegment, audit.TypeLogOpened: // a segment was full, or this start was killed, too
+	default:
+		if l.owed > 0 {
+			l.violation("record %s: %s, where %d unknown outcomes were announced", r.ID, r.Type, l.owed)
+			l.owed = 0
+		}
 	}
 	switch e := r.Event.(type) {
 	case *audit.LogOpened:
