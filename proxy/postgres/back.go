@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strconv"
 	"strings"
 
@@ -86,8 +87,7 @@ func (s *session) answer(ctx context.Context, kind byte, body []byte) error {
 	case 'N':
 		return s.notice(ctx, body)
 	case 'S':
-		s.out.frame(kind, body)
-		return nil
+		return s.parameter(body)
 	case 'A':
 		// LISTEN is refused, so nobody asked for notifications.
 		return nil
@@ -157,6 +157,21 @@ func (s *session) answer(ctx context.Context, kind byte, body []byte) error {
 		return desync(kind, e)
 	}
 	s.q.pop()
+	return nil
+}
+
+// parameter passes ParameterStatus on. A pinned setting that changes ends the session: code that the target ran has set it, and
+// what the parser takes for granted doesn't hold any more.
+func (s *session) parameter(body []byte) error {
+	p := parts{b: body}
+	name, value := p.cstring(), p.cstring()
+	if !p.done() {
+		return protocolError("the target reported a setting that can't be read")
+	}
+	if old, ok := s.up.params[name]; ok && isPinned(strings.ToLower(name)) && value != old {
+		return &fault{code: codePrivilege, message: fmt.Sprintf("%q was changed at the target, and it is pinned at this proxy", clip(name, 64)), fatal: true}
+	}
+	s.out.frame('S', body)
 	return nil
 }
 

@@ -33,6 +33,8 @@ type decision struct {
 	planned bool
 	// defines says that the catalogue may look different afterwards.
 	defines bool
+	// calls says that it runs code which isn't known as harmless: it may change what later decisions rest on.
+	calls bool
 	// blind says that it writes to, or defines, a table of which some policy masks a column, without reading it: nothing says then
 	// whether the agent may see what an error text would tell of the row.
 	blind bool

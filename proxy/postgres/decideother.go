@@ -58,7 +58,15 @@ func (b *opBuilder) definition() error {
 	if !named || verb == "admin" && s.Kind != sqlparse.KindMaintain && s.Kind != sqlparse.KindGrant {
 		b.onDatabase(verb, true, false)
 	}
+	if s.Tag == "CREATE VIEW" || s.Tag == "CREATE RULE" {
+		for _, rel := range b.dec.relations {
+			if rel != nil && rel.overSettings() {
+				return objection(classPinned, "a view or rule over pg_settings would set settings when it is updated, so it can't be made here")
+			}
+		}
+	}
 	if len(s.Opaque) > 0 {
+		b.dec.calls = true
 		// It makes or runs code that nobody sees here, so it takes the right to run any.
 		b.onDatabase("call", true, len(b.masked()) > 0)
 	}
@@ -83,6 +91,23 @@ func (b *opBuilder) transaction() error {
 	default:
 		return objection(classUnsupported, "two-phase commit isn't supported by this proxy yet")
 	}
+}
+
+// discard decides DISCARD. What was given at connect is what the pinned settings go back to.
+func (b *opBuilder) discard() error {
+	switch b.dec.stmt.Tag {
+	case "DISCARD ALL", "DISCARD TEMP":
+	case "DISCARD PLANS", "DISCARD SEQUENCES":
+		b.onDatabase("connect", false, false)
+		return nil
+	default:
+		return objection(classUnsupported, b.dec.stmt.Tag+" isn't known")
+	}
+	// Temporary tables are gone, and their names mean what they meant before.
+	clear(b.d.made)
+	b.dec.defines = true
+	b.onDatabase("connect", false, false)
+	return nil
 }
 
 func settingName(s sqlparse.Setting) string {
@@ -110,7 +135,7 @@ func (b *opBuilder) settings() error {
 			b.dec.text = "SET application_name = " + quoteLiteral(b.d.app)
 			b.onDatabase("connect", false, false)
 		case name == "" || isPinned(name) && (set.Op == sqlparse.SettingReset || len(set.Values) != 1 || !pinnedSame(name, set.Values[0])):
-			if set.Op == sqlparse.SettingReset && name != "" && name != "role" && name != "session_authorization" {
+			if set.Op == sqlparse.SettingReset && name != "role" && name != "session_authorization" {
 				// What was given at connect is what RESET goes back to.
 				b.onDatabase("connect", false, false)
 				continue

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/deputymesh/deputy/internal/sqlparse"
 	"github.com/deputymesh/deputy/policy"
@@ -147,9 +149,10 @@ func (s *session) settle(ctx context.Context, n int) error {
 // ready settles what must be known before the next decision: definitions that the statements under way change.
 func (s *session) ready(ctx context.Context) error {
 	s.mu.Lock()
-	defined := s.defined
+	wait := s.defined || s.called
 	s.mu.Unlock()
-	if !defined {
+	s.called = false
+	if !wait {
 		return nil
 	}
 	return s.settle(ctx, 0)
@@ -271,6 +274,12 @@ func refusalFault(r *proxy.Refusal) *fault {
 
 // facts parses a text. A text without facts is refused, and the refusal recorded.
 func (s *session) facts(ctx context.Context, text string) ([]sqlparse.Statement, *fault, error) {
+	if s.calledIn == s.batch && strings.ContainsFunc(text, func(r rune) bool { return r == '\\' || r >= utf8.RuneSelf }) {
+		// PostgreSQL reports a change of standard_conforming_strings or client_encoding at the next ReadyForQuery only.
+		o := objection(classPinned, "code ran in this batch that may have changed how text is read, and this text has backslashes or letters beyond ASCII; send a Sync between them")
+		f, err := s.refuse(ctx, proxy.Command{Kind: "unparsable", Text: text, Database: s.database, Account: s.account}, o)
+		return nil, f, err
+	}
 	list, err := s.e.cfg.Parser.Parse(ctx, text)
 	if err == nil {
 		return list, nil, nil

@@ -236,7 +236,7 @@ func TestPinnedSettingsAndWhatTheParserCannotSee(t *testing.T) {
 	conn := w.connect()
 	for _, sql := range []string{
 		"set search_path = other", "SET SEARCH_PATH TO public", "set local search_path = public", "select set_config('search_path', 'x', false)",
-		"select pg_catalog.set_config('x.y', '1', true)", "set role shop_app", "set session authorization shop_app", "reset all",
+		"select pg_catalog.set_config('x.y', '1', true)", "set role shop_app", "set session authorization shop_app",
 		"set standard_conforming_strings = off", "set client_encoding = 'latin1'", "set names 'latin1'", "update pg_settings set setting = 'x' where name = 'search_path'",
 		"do $$ begin perform 1; end $$", "call nothing()", "select pg_read_file('/etc/passwd')", "select lo_import('/etc/passwd')", "select pg_terminate_backend(1)",
 		"select * from dblink('x', 'y') as t(a int)", "select query_to_xml('select 1', true, true, '')", "select current_setting('x'), pg_reload_conf()",
@@ -251,7 +251,7 @@ func TestPinnedSettingsAndWhatTheParserCannotSee(t *testing.T) {
 		}
 	}
 	for _, sql := range []string{
-		"set statement_timeout = 5000", "set datestyle = 'ISO'", "set client_encoding = 'UTF8'", "show search_path", "set application_name = 'mine'", "reset search_path",
+		"set statement_timeout = 5000", "set datestyle = 'ISO'", "set client_encoding = 'UTF8'", "show search_path", "set application_name = 'mine'", "reset search_path", "reset all",
 		"select * from orders for update nowait", "set transaction isolation level read committed",
 	} {
 		if _, err := table(t.Context(), conn, sql); err != nil {

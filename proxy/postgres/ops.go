@@ -94,6 +94,7 @@ func (b *opBuilder) build() error {
 		b.onDatabase("select", false, false)
 		return nil
 	case sqlparse.KindDo:
+		b.dec.calls = true
 		b.onDatabase("call", true, len(b.masked()) > 0)
 		return nil
 	case sqlparse.KindCall:
@@ -107,10 +108,12 @@ func (b *opBuilder) build() error {
 		return b.relations(sqlparse.KindSelect)
 	case sqlparse.KindCopy:
 		return b.copyOps()
-	case sqlparse.KindDeallocate, sqlparse.KindClose, sqlparse.KindDiscard:
+	case sqlparse.KindDeallocate, sqlparse.KindClose:
 		// It ends what the session itself has.
 		b.onDatabase("connect", false, false)
 		return nil
+	case sqlparse.KindDiscard:
+		return b.discard()
 	default:
 		return objection(classUnsupported, tagOf(s)+" isn't supported by this proxy yet")
 	}
@@ -149,7 +152,7 @@ func (b *opBuilder) relations(kind sqlparse.Kind) error {
 		if r.Access&sqlparse.Write == 0 {
 			continue
 		}
-		if rel := b.dec.relations[i]; rel != nil && rel.schema == "pg_catalog" {
+		if rel := b.dec.relations[i]; rel != nil && (rel.schema == "pg_catalog" || rel.overSettings()) {
 			return objection(classPinned, "writing to PostgreSQL's own catalogue is never allowed here")
 		}
 		for _, verb := range writeVerbs(s, kind) {
@@ -265,6 +268,11 @@ var showsValues = []string{
 	"pg_user_mapping", "pg_user_mappings",
 }
 
+// overSettings says that the relation is a view over pg_settings: an update of it sets settings.
+func (r *relation) overSettings() bool {
+	return slices.ContainsFunc(append([]*relation{r}, r.behind...), func(t *relation) bool { return t.schema == "pg_catalog" && t.name == "pg_settings" })
+}
+
 func isSystem(r *relation) bool {
 	return r.schema == "pg_catalog" || r.schema == "information_schema"
 }
@@ -310,6 +318,7 @@ func (b *opBuilder) called(owners []string, n sqlparse.Name, exact bool) {
 	if len(owners) == 0 {
 		owners = []string{b.dec.snap.creation}
 	}
+	b.dec.calls = true
 	for _, schema := range owners {
 		blind := schema == "pg_catalog" && !exact
 		b.add("call", policy.Function(b.d.e.name, b.d.database, schema, n.Name), true, len(b.masked()) > 0 && !blind)

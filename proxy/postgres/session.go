@@ -43,6 +43,9 @@ type session struct {
 	leftoverBytes, preparedBytes int
 	// sawMasked says that a masked table was touched: errors at COMMIT may speak of it.
 	sawMasked bool
+	// called says that code is under way which may change a pinned setting: nothing is decided before the target has said so.
+	called   bool
+	calledIn int // the batch of the last such
 
 	// copying is set while a COPY FROM STDIN may be under way.
 	copying *copying

@@ -140,6 +140,9 @@ func passFault(err error) error {
 // note remembers what later decisions need to know about statements that are on their way.
 func (s *session) note(runs []*run) {
 	for _, r := range runs {
+		if r.d.calls {
+			s.called, s.calledIn = true, s.batch
+		}
 		if r.d.defines {
 			s.mu.Lock()
 			s.defined = true
