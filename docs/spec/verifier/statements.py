@@ -1,0 +1,284 @@
+"""The statements: headers, claims and what is true of them alone (credential.md, sections 3 and 12)."""
+
+from dataclasses import dataclass, field
+
+import capabilities
+import certificates
+import ids
+import jose
+from refusal import Refused, demand
+from strictjson import array_of, integer, object_of, parse, string
+
+USER_GRANT = "deputy-user-grant+jwt"
+GRANT = "deputy-grant+jwt"
+TOKEN = "at+jwt"
+KEY_STATEMENT = "deputy-token-key+jwt"
+OPERATOR = "deputy-operator+jwt"
+OURS = {USER_GRANT, GRANT, TOKEN, KEY_STATEMENT, OPERATOR}
+KEY_MEMBERS = {USER_GRANT: "jwk", GRANT: "x5c", TOKEN: "kid", KEY_STATEMENT: None, OPERATOR: "jwk"}
+
+SKEW = 30
+LAST_TIME = 2**37
+MAX_TOKEN_LIFE = 300
+MAX_OPERATOR_LIFE = 60
+
+
+@dataclass
+class Statement:
+    """A statement that was read completely, but of which no signature was verified."""
+
+    jws: jose.JWS
+    kind: str
+    claims: dict
+    kid: str = None
+    key: object = None  # of jwk, or of the leaf of x5c
+    chain: list = field(default_factory=list)  # x5c
+    alg: str = "ES256"
+
+    @property
+    def hash(self):
+        return self.jws.hash
+
+    def good_signature(self, key):
+        return jose.good_signature(self.alg, key, self.jws.signed, self.jws.signature)
+
+    def get(self, name):
+        return self.claims.get(name)
+
+    def __getitem__(self, name):
+        return self.claims[name]
+
+
+# Values
+
+
+def _value(reader, good, cls="claim.value"):
+    def read(value):
+        v = reader(value)
+        demand(good(v), cls, repr(v))
+        return v
+
+    return read
+
+
+def _text(low, high=None):
+    return _value(string, lambda v: ids.is_text(v, low, high))
+
+
+def _is_hash(text):
+    try:
+        return len(jose.unb64url(text)) == 32
+    except Refused:
+        return False
+
+
+_any = lambda value: value
+_issuer = _value(string, ids.is_issuer_url)
+_hash = _value(string, _is_hash)
+_hex_id = _value(string, ids.is_hex_id)
+_time = _value(integer, lambda v: 0 < v <= LAST_TIME)
+_agent = _value(string, ids.is_agent, "actor.not-agent")
+_sub_id = object_of({"format": _value(string, "iss_sub".__eq__), "iss": _issuer, "sub": _text(1, 255)})
+_roles = _value(array_of(_text(1, 255)), lambda v: len(v) <= 64 and len(set(v)) == len(v))
+_purpose = _text(0, 200)
+
+_GRANT_COMMON = {
+    "delegate": _agent,
+    "mesh": _issuer,
+    "sub_id": _sub_id,
+    "txn": _hex_id,
+    "cap": capabilities.read,
+    "left": _value(integer, lambda v: 0 <= v <= 7),
+    "purpose": _purpose,
+    "iat": _time,
+    "exp": _time,
+    "jti": _hex_id,
+}
+_ROOT = object_of(
+    {"type": _value(string, "id_token".__eq__), "iss": _issuer, "th": _hash, "sid": _text(1, 255)}
+)
+
+
+def _act(value):
+    level = object_of(
+        {"sub": _agent, "iss": string, "sub_profile": _value(string, "ai_agent".__eq__)}, {"act": _act}
+    )
+    return level(value)
+
+
+_CLAIMS = {
+    USER_GRANT: object_of({"iss": _issuer, "root": _ROOT, **_GRANT_COMMON}),
+    GRANT: object_of({"iss": _agent, "prh": _hash, **_GRANT_COMMON}),
+    TOKEN: object_of(
+        {
+            "iss": _issuer,
+            "aud": _value(string, ids.is_target, "token.audience"),
+            "sub": string,
+            "sub_id": _sub_id,
+            "sid": _text(1, 255),
+            "auth_time": _time,
+            "client_id": _agent,
+            "act": _act,
+            "cnf": object_of({"x5t#S256": _hash}),
+            "authorization_details": capabilities.read,
+            "roles": _roles,
+            "purpose": _purpose,
+            "txn": _hex_id,
+            "iat": _time,
+            "nbf": _time,
+            "exp": _time,
+            "jti": _hex_id,
+        },
+        {"acr": _text(0), "head": _hash},
+    ),
+    KEY_STATEMENT: object_of({"iss": _issuer, "jwk": jose.p256_jwk, "kid": _hash, "nbf": _time, "exp": _time}),
+    OPERATOR: object_of(
+        {
+            "iss": _issuer,
+            "aud": _issuer,
+            "act": _value(string, ids.is_name),
+            "body_sha256": _hash,
+            "iat": _time,
+            "exp": _time,
+            "jti": _hex_id,
+        }
+    ),
+}
+
+
+def pairwise_sub(sub_id):
+    return "u_" + jose.b64url(jose.sha256(f"{sub_id['iss']}\n{sub_id['sub']}".encode())[:16])
+
+
+def _check_together(kind, c):
+    """Rules about more than one claim."""
+    if "iat" in c:
+        demand(c["iat"] < c["exp"], "claim.value", "iat before exp")
+    if kind == TOKEN:
+        demand(c["nbf"] <= c["exp"], "claim.value", "nbf after exp")
+        demand(c["sub"] == pairwise_sub(c["sub_id"]), "claim.value", "sub is not made from sub_id")
+    if kind == KEY_STATEMENT:
+        demand(c["nbf"] < c["exp"], "claim.value", "nbf before exp")
+    if kind == OPERATOR:
+        demand(c["exp"] - c["iat"] <= MAX_OPERATOR_LIFE, "claim.value", "lives longer than a minute")
+
+
+# Headers
+
+_x5c = array_of(string)
+_header = object_of(
+    {}, {"alg": string, "typ": string, "kid": string, "jwk": _any, "x5c": _x5c}, unknown="header.member"
+)
+_id_token_header = object_of({}, {"alg": string, "typ": string, "kid": string}, open=True)
+
+
+def peek_typ(jws):
+    """The typ of a header, or None; all else may be anything but bad JSON."""
+    header = parse(jws.header)
+    demand(isinstance(header, dict), "json.type", "the header is not an object")
+    return string(header["typ"]) if "typ" in header else None
+
+
+def read(jws, kind):
+    """Header, key, claims; in this order."""
+    header = _header(parse(jws.header))
+    demand(header.get("typ") == kind, "header.typ", str(header.get("typ")))
+    demand(header.get("alg") == "ES256", "header.alg", str(header.get("alg")))
+    wanted = KEY_MEMBERS[kind]
+    for name in ("kid", "jwk", "x5c"):
+        demand((name in header) == (name == wanted), "header.member", name)
+    statement = Statement(jws, kind, None, kid=header.get("kid"))
+    if wanted == "jwk":
+        try:
+            statement.key = jose.p256_jwk(header["jwk"])
+        except Refused as e:
+            raise Refused("header.member", e.detail) if e.cls == "json.unknown" else e
+    if wanted == "x5c":
+        statement.chain = _read_x5c(header["x5c"])
+        statement.key = statement.chain[0].key
+    statement.claims = _CLAIMS[kind](parse(jws.payload))
+    _check_together(kind, statement.claims)
+    return statement
+
+
+def _read_x5c(entries):
+    demand(1 <= len(entries) <= certificates.MAX_CERTIFICATES, "header.key", "1 to 4 certificates")
+    ders = [jose.unb64(entry, "credential.base64") for entry in entries]
+    chain = certificates.parse_chain(ders, "header.key")
+    demand(jose.is_p256(chain[0].key), "header.key", "the leaf's key is not ECDSA on P-256")
+    return chain
+
+
+# ID tokens (section 3.5)
+
+
+def _audience(value):
+    return [value] if isinstance(value, str) else array_of(string)(value)
+
+
+_id_token_claims = object_of(
+    {"iss": string, "sub": string, "aud": _audience, "exp": integer, "iat": integer},
+    {"nonce": string, "sid": string, "auth_time": integer, "acr": string},
+    open=True,
+)
+
+
+def read_id_token(jws):
+    header = parse(jws.header)
+    header = _id_token_header(header)
+    for name in ("jku", "x5u", "jwk", "crit"):
+        demand(name not in header, "header.member", name)
+    demand(header.get("alg") in jose.ASYMMETRIC, "header.alg", str(header.get("alg")))
+    claims = _id_token_claims(parse(jws.payload))
+    return Statement(jws, "", claims, kid=header.get("kid"), alg=header["alg"])
+
+
+# Statements beside the credential (section 12)
+
+
+@dataclass
+class TokenKey:
+    kid: str
+    mesh: str
+    key: object
+    not_before: int
+    expires: int
+
+    def valid(self, now):
+        return now >= self.not_before - SKEW and not has_passed(self.expires, now)
+
+
+def read_key_statement(raw, certifying_keys, mesh):
+    try:
+        s = read(jose.split_jws(raw), KEY_STATEMENT)
+        demand(any(s.good_signature(key) for key in certifying_keys), "key-statement", "the signature")
+        demand(s["iss"] == mesh, "key-statement", "another mesh")
+        demand(s["kid"] == jose.thumbprint(s["jwk"]), "key-statement", "kid is not the thumbprint")
+    except Refused as e:
+        raise Refused("key-statement", str(e)) from None
+    return TokenKey(s["kid"], s["iss"], s["jwk"], s["nbf"], s["exp"])
+
+
+def read_operator_request(raw, call, now):
+    """call: iss and nonce of the caller's verified ID token, mesh, act and body (bytes) of the call."""
+    try:
+        s = read(jose.split_jws(raw), OPERATOR)
+        demand(call["nonce"] and jose.thumbprint(s.key) == call["nonce"], "operator-request", "another key")
+        demand(s.good_signature(s.key), "operator-request", "the signature")
+        demand(s["iss"] == call["iss"], "operator-request", "another provider")
+        demand(s["aud"] == call["mesh"], "operator-request", "another mesh")
+        demand(s["act"] == call["act"], "operator-request", "another call")
+        demand(s["body_sha256"] == jose.hash_of(call["body"]), "operator-request", "another body")
+        demand(not in_future(s["iat"], now), "operator-request", "from the future")
+        demand(not has_passed(s["exp"], now), "operator-request", "expired")
+    except Refused as e:
+        raise Refused("operator-request", str(e)) from None
+    return s
+
+
+def in_future(t, now):
+    return t > now + SKEW
+
+
+def has_passed(end, now):
+    return now >= end + SKEW
