@@ -7,12 +7,14 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+	"time"
 )
 
 var (
 	rawType  = reflect.TypeFor[json.RawMessage]()
 	unmarsh  = reflect.TypeFor[json.Unmarshaler]()
 	textType = reflect.TypeFor[encoding.TextUnmarshaler]()
+	timeType = reflect.TypeFor[time.Time]()
 )
 
 // Unmarshal decodes data into v, a pointer.
@@ -21,7 +23,8 @@ var (
 // or omitzero may be absent, every other must be there. Fields may be strings,
 // booleans, integers, slices, structs, pointers to these, json.RawMessage, and
 // types that implement json.Unmarshaler (they get the exact bytes and call this
-// package themselves) or encoding.TextUnmarshaler.
+// package themselves, and never null) or encoding.TextUnmarshaler. A time.Time is
+// RFC 3339 in UTC, written with a Z.
 func Unmarshal(data []byte, v any) error {
 	target := reflect.ValueOf(v)
 	if target.Kind() != reflect.Pointer || target.IsNil() {
@@ -39,9 +42,15 @@ func assign(n node, v reflect.Value, at string) error {
 		v.SetBytes(append([]byte(nil), n.raw...))
 		return nil
 	}
+	if v.Type() == timeType {
+		return assignTime(n, v, at)
+	}
 	if v.CanAddr() {
 		switch p := v.Addr(); {
 		case p.Type().Implements(unmarsh):
+			if n.kind == kindNull { // most take it for "leave it as it is"
+				return mismatch(at, n, "value")
+			}
 			if err := p.Interface().(json.Unmarshaler).UnmarshalJSON(n.raw); err != nil {
 				return within(at, err)
 			}
@@ -107,6 +116,20 @@ func assign(n node, v reflect.Value, at string) error {
 	default:
 		return fmt.Errorf("strictjson: cannot decode into %s", v.Type())
 	}
+	return nil
+}
+
+// assignTime reads a time in the one form that names an instant only once: time.Time itself takes every offset, null, and
+// cuts a fraction that is too long.
+func assignTime(n node, v reflect.Value, at string) error {
+	if n.kind != kindString {
+		return mismatch(at, n, "string")
+	}
+	var t time.Time
+	if err := t.UnmarshalText([]byte(n.text)); err != nil || !strings.HasSuffix(n.text, "Z") || len(n.text) > len("2006-01-02T15:04:05.999999999Z") {
+		return fmt.Errorf("%w: %q is no time in UTC%s", ErrType, n.text, where(at))
+	}
+	v.Set(reflect.ValueOf(t))
 	return nil
 }
 
@@ -207,7 +230,32 @@ func StringMember(data []byte, name string) (string, error) {
 		}
 		return m.value.text, nil
 	}
+	for _, m := range n.members {
+		if fold(m.name) == fold(name) {
+			return "", fmt.Errorf("%w: %q instead of %q", ErrCase, m.name, name)
+		}
+	}
 	return "", fmt.Errorf("%w: %q", ErrMissing, name)
+}
+
+// CheckMembers refuses an object with a member that equals one of names only under case folding: encoding/json would take
+// it for that one. It is for statements of others, which may have any other member.
+func CheckMembers(data []byte, names ...string) error {
+	n, err := parse(data)
+	if err != nil {
+		return err
+	}
+	if n.kind != kindObject {
+		return mismatch("", n, "object")
+	}
+	for _, m := range n.members {
+		for _, name := range names {
+			if m.name != name && fold(m.name) == fold(name) {
+				return fmt.Errorf("%w: %q instead of %q", ErrCase, m.name, name)
+			}
+		}
+	}
+	return nil
 }
 
 // HasMember says whether data is an object with a member of exactly this name.

@@ -7,6 +7,7 @@ import (
 	"math"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/deputymesh/deputy/internal/strictjson"
 	"github.com/google/go-cmp/cmp"
@@ -150,8 +151,17 @@ func TestMembersOfOthersAreFoundByExactName(t *testing.T) {
 	if _, err := strictjson.StringMember(in, "kid"); !errors.Is(err, strictjson.ErrType) {
 		t.Errorf("kid: %v", err)
 	}
-	if _, err := strictjson.StringMember(in, "Alg"); !errors.Is(err, strictjson.ErrMissing) {
+	if _, err := strictjson.StringMember(in, "Alg"); !errors.Is(err, strictjson.ErrCase) {
 		t.Errorf("Alg: %v", err)
+	}
+	if _, err := strictjson.StringMember(in, "typ"); !errors.Is(err, strictjson.ErrMissing) {
+		t.Errorf("typ: %v", err)
+	}
+	if err := strictjson.CheckMembers(in, "Alg", "typ"); !errors.Is(err, strictjson.ErrCase) {
+		t.Errorf("alg for Alg: %v", err)
+	}
+	if err := strictjson.CheckMembers(in, "alg", "typ"); err != nil {
+		t.Error(err)
 	}
 	if !strictjson.HasMember(in, "kid") || strictjson.HasMember(in, "KID") || strictjson.HasMember([]byte(`[]`), "kid") {
 		t.Error("HasMember finds the wrong members")
@@ -163,6 +173,39 @@ func TestMembersOfOthersAreFoundByExactName(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// time.Time and types with their own UnmarshalJSON would take null for "as it was", and a time in any zone.
+func TestTimesAndOwnTypesHaveOneForm(t *testing.T) {
+	type record struct {
+		At    time.Time       `json:"at"`
+		Until *time.Time      `json:"until,omitempty"`
+		Own   json.RawMessage `json:"own,omitempty"`
+		Name  own             `json:"name,omitempty"`
+	}
+	for in, want := range map[string]error{
+		`{"at":"2026-11-25T18:05:21Z"}`:                                            nil,
+		`{"at":"2026-11-25T18:05:21.123456789Z","until":"2026-11-25T18:05:21.1Z"}`: nil,
+		`{"at":"2026-11-25T18:05:21.1234567890Z"}`:                                 strictjson.ErrType,
+		`{"at":"2026-11-25T19:05:21+01:00"}`:                                       strictjson.ErrType,
+		`{"at":"2026-11-25T18:05:21+00:00"}`:                                       strictjson.ErrType,
+		`{"at":"2026-11-25 18:05:21Z"}`:                                            strictjson.ErrType,
+		`{"at":"2026-11-25T18:05:61Z"}`:                                            strictjson.ErrType,
+		`{"at":""}`:                                                                strictjson.ErrType,
+		`{"at":1795176120}`:                                                        strictjson.ErrType,
+		`{"at":null}`:                                                              strictjson.ErrType,
+		`{"at":"2026-11-25T18:05:21Z","until":null}`:                               strictjson.ErrType,
+		`{"at":"2026-11-25T18:05:21Z","name":null}`:                                strictjson.ErrType,
+	} {
+		var got record
+		if err := strictjson.Unmarshal([]byte(in), &got); !errors.Is(err, want) || (err == nil) != (want == nil) {
+			t.Errorf("%s: %v, want %v", in, err, want)
+		}
+	}
+}
+
+type own string
+
+func (o *own) UnmarshalJSON(data []byte) error { return json.Unmarshal(data, (*string)(o)) }
 
 func TestEveryByteStringHasOneBase64(t *testing.T) {
 	for n := range 70 {
