@@ -7,6 +7,11 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
+const (
+	maxSPIFFEID    = 2048
+	maxTrustDomain = 255
+)
+
 // AgentID is the identity of one agent instance:
 //
 //	spiffe://<trust domain>/agent/<name>/<instance>[/<name>/<instance>]…
@@ -27,6 +32,10 @@ type Segment struct {
 func ParseAgentID(id spiffeid.ID) (AgentID, error) {
 	if id.IsZero() {
 		return AgentID{}, refuse(ClassNotAgent, "empty SPIFFE ID")
+	}
+	// SPIFFE-ID §2.3; the library has no limit.
+	if len(id.String()) > maxSPIFFEID || len(id.TrustDomain().Name()) > maxTrustDomain {
+		return AgentID{}, refuse(ClassNotAgent, "SPIFFE ID of %d bytes, want at most %d", len(id.String()), maxSPIFFEID)
 	}
 	rest, ok := strings.CutPrefix(id.Path(), "/agent/")
 	if !ok {

@@ -1,9 +1,10 @@
 package actor
 
 import (
-	"encoding/json"
+	"fmt"
 	"time"
 
+	"github.com/deputymesh/deputy/internal/strictjson"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -83,8 +84,11 @@ type Hop struct {
 func (h *Hop) UnmarshalJSON(data []byte) error {
 	type plain Hop
 	var p plain
-	if err := json.Unmarshal(data, &p); err != nil {
+	if err := strictjson.Unmarshal(data, &p); err != nil {
 		return err
+	}
+	if p.Kind != HopUser && p.Kind != HopAgent || p.Grade != Asserted && p.Grade != Attested {
+		return fmt.Errorf("a hop of the kind %q and the grade %q", p.Kind, p.Grade)
 	}
 	if p.Kind == HopAgent {
 		a, err := AgentIDFromString(p.ID)

@@ -1,10 +1,6 @@
 package actor
 
-import (
-	"strings"
-
-	"github.com/deputymesh/deputy/internal/strictjson"
-)
+import "strings"
 
 // Credential is what an agent presents, one string:
 //
@@ -143,7 +139,7 @@ func readLineage(parts []jws) (grants []Grant, user *UserGrant, idToken string, 
 	}
 	if len(rest) > 0 {
 		switch types[0] {
-		case TypeGrant, TypeUserGrant, TypeToken:
+		case TypeGrant, TypeUserGrant, TypeToken, TypeKeyStatement, TypeOperatorRequest:
 			return nil, nil, "", l, refuse(ClassOrder, "%s in the wrong place", types[0])
 		}
 		if len(rest) > 1 {
@@ -155,30 +151,6 @@ func readLineage(parts []jws) (grants []Grant, user *UserGrant, idToken string, 
 		idToken = rest[0].raw
 	}
 	return grants, user, idToken, l, nil
-}
-
-// checkIDToken looks at the form of a statement that isn't ours before a library
-// does: its parser takes duplicate and case-folded members.
-func checkIDToken(j jws) error {
-	for _, part := range [][]byte{j.header, j.payload} {
-		if err := strictjson.Check(part); err != nil {
-			return jsonError(err)
-		}
-	}
-	for _, name := range []string{"jku", "x5u", "jwk", "crit"} {
-		if strictjson.HasMember(j.header, name) {
-			return refuse(ClassHeaderMember, "%s is not allowed in an ID token", name)
-		}
-	}
-	alg, err := strictjson.StringMember(j.header, "alg")
-	if err != nil {
-		return jsonError(err)
-	}
-	switch alg {
-	case "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519":
-		return nil
-	}
-	return refuse(ClassHeaderAlg, "alg %q is not allowed in an ID token", alg)
 }
 
 // String joins the exact bytes of the parts.

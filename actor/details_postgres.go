@@ -47,12 +47,31 @@ func (a PostgresAction) Name() string { return "postgres:" + a.Verb }
 func (PostgresAction) action()        {}
 
 type postgresJSON struct {
-	Type      string        `json:"type"`
-	Locations []spiffeid.ID `json:"locations"`
-	Actions   []string      `json:"actions"`
-	Databases []string      `json:"databases,omitempty"`
-	Tables    []string      `json:"tables,omitempty"`
-	MaxRows   *int64        `json:"max_rows,omitempty"`
+	Type      string    `json:"type"`
+	Locations locations `json:"locations"`
+	Actions   []string  `json:"actions"`
+	Databases []string  `json:"databases,omitempty"`
+	Tables    []string  `json:"tables,omitempty"`
+	MaxRows   *int64    `json:"max_rows,omitempty"`
+}
+
+// locations are read so that one which is no SPIFFE ID has the class of every malformed value.
+type locations []spiffeid.ID
+
+func (l *locations) UnmarshalJSON(data []byte) error {
+	var texts []string
+	if err := strictjson.Unmarshal(data, &texts); err != nil {
+		return err
+	}
+	*l = make(locations, 0, len(texts))
+	for _, text := range texts {
+		id, err := spiffeid.FromString(text)
+		if err != nil {
+			return refuse(ClassDetails, "locations: %w", err)
+		}
+		*l = append(*l, id)
+	}
+	return nil
 }
 
 func parsePostgres(data []byte) (Detail, error) {

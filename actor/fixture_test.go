@@ -359,27 +359,17 @@ func (p provider) VerifyIDToken(_ context.Context, raw string) (actor.IdentityCl
 	if err != nil {
 		return actor.IdentityClaims{}, err
 	}
-	payload, err := j.Verify(p.key)
+	if _, err := j.Verify(p.key); err != nil {
+		return actor.IdentityClaims{}, err
+	}
+	token, err := actor.ParseIDToken(raw)
 	if err != nil {
 		return actor.IdentityClaims{}, err
 	}
-	var c struct {
-		Iss, Sub, Aud, Nonce, Sid, Acr string
-		AuthTime                       int64 `json:"auth_time"`
-		Iat, Exp                       int64
-	}
-	if err := json.Unmarshal(payload, &c); err != nil {
-		return actor.IdentityClaims{}, err
-	}
-	if c.Iss != idpURL || c.Aud != clientID {
+	if token.Claims.Issuer != idpURL || !token.IsFor([]string{clientID}) {
 		return actor.IdentityClaims{}, errors.New("not our provider or client")
 	}
-	out := actor.IdentityClaims{Issuer: c.Iss, Subject: c.Sub, Nonce: c.Nonce, SID: c.Sid, ACR: c.Acr,
-		IssuedAt: time.Unix(c.Iat, 0), Expires: time.Unix(c.Exp, 0), Payload: payload}
-	if c.AuthTime != 0 {
-		out.AuthTime = time.Unix(c.AuthTime, 0)
-	}
-	return out, nil
+	return token.Claims, nil
 }
 
 type revokedSet map[actor.RevocationKey]bool

@@ -73,7 +73,7 @@ func splitJWS(raw string) (jws, error) {
 type header struct {
 	Alg string    `json:"alg,omitempty"`
 	Typ string    `json:"typ,omitempty"`
-	Kid string    `json:"kid,omitempty"`
+	Kid *string   `json:"kid,omitempty"`
 	JWK *jwk      `json:"jwk,omitempty"`
 	X5C *[]string `json:"x5c,omitempty"`
 }
@@ -98,7 +98,7 @@ func (j jws) readHeader(typ, keyMember string) (header, error) {
 	for _, m := range []struct {
 		name string
 		got  bool
-	}{{"kid", h.Kid != ""}, {"jwk", h.JWK != nil}, {"x5c", h.X5C != nil}} {
+	}{{"kid", h.Kid != nil}, {"jwk", h.JWK != nil}, {"x5c", h.X5C != nil}} {
 		if want := m.name == keyMember; m.got != want {
 			if want {
 				return h, refuse(ClassHeaderMember, "%s is missing", m.name)

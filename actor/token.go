@@ -37,29 +37,44 @@ type Token struct {
 }
 
 type tokenClaims struct {
-	Issuer    string      `json:"iss"`
-	Audience  spiffeid.ID `json:"aud"`
-	Sub       string      `json:"sub"`
-	Subject   SubjectID   `json:"sub_id"`
-	SID       string      `json:"sid"`
-	AuthTime  int64       `json:"auth_time"`
-	ACR       string      `json:"acr,omitempty"`
-	ClientID  AgentID     `json:"client_id"`
-	Act       *actClaim   `json:"act"`
-	Confirm   cnfClaim    `json:"cnf"`
-	Details   Details     `json:"authorization_details"`
-	Roles     []string    `json:"roles"`
-	Purpose   string      `json:"purpose"`
-	Txn       string      `json:"txn"`
-	Head      string      `json:"head,omitempty"`
-	IssuedAt  int64       `json:"iat"`
-	NotBefore int64       `json:"nbf"`
-	Expires   int64       `json:"exp"`
-	ID        string      `json:"jti"`
+	Issuer    string    `json:"iss"`
+	Audience  audience  `json:"aud"`
+	Sub       string    `json:"sub"`
+	Subject   SubjectID `json:"sub_id"`
+	SID       string    `json:"sid"`
+	AuthTime  int64     `json:"auth_time"`
+	ACR       *string   `json:"acr,omitempty"`
+	ClientID  AgentID   `json:"client_id"`
+	Act       *actClaim `json:"act"`
+	Confirm   cnfClaim  `json:"cnf"`
+	Details   Details   `json:"authorization_details"`
+	Roles     []string  `json:"roles"`
+	Purpose   string    `json:"purpose"`
+	Txn       string    `json:"txn"`
+	Head      *string   `json:"head,omitempty"`
+	IssuedAt  int64     `json:"iat"`
+	NotBefore int64     `json:"nbf"`
+	Expires   int64     `json:"exp"`
+	ID        string    `json:"jti"`
 }
 
 // actClaim is RFC 8693 §4.1, outermost the current actor. iss is the namespace
 // of sub: the trust domain's ID.
+// audience is a target. What isn't is for somebody else, so it has the class of that.
+type audience struct{ spiffeid.ID }
+
+func (a *audience) UnmarshalText(text []byte) error {
+	id, err := spiffeid.FromString(string(text))
+	if err == nil {
+		_, err = TargetName(id)
+	}
+	if err != nil {
+		return wrap(ClassTokenAudience, err)
+	}
+	a.ID = id
+	return nil
+}
+
 type actClaim struct {
 	Sub     AgentID   `json:"sub"`
 	Issuer  string    `json:"iss"`
@@ -83,9 +98,9 @@ func SubjectName(s SubjectID) string {
 // SignToken signs with a token key; kid is its [NonceFor].
 func SignToken(key crypto.Signer, kid string, t Token) (string, error) {
 	c := tokenClaims{
-		Issuer: t.Issuer, Audience: t.Audience, Sub: SubjectName(t.Subject), Subject: t.Subject, SID: t.SID,
-		AuthTime: t.AuthTime.Unix(), ACR: t.ACR, Confirm: cnfClaim{t.Certificate}, Details: t.Details,
-		Roles: t.Roles, Purpose: t.Purpose, Txn: t.Txn, Head: t.Head, IssuedAt: t.IssuedAt.Unix(),
+		Issuer: t.Issuer, Audience: audience{t.Audience}, Sub: SubjectName(t.Subject), Subject: t.Subject, SID: t.SID,
+		AuthTime: t.AuthTime.Unix(), ACR: textOrAbsent(t.ACR), Confirm: cnfClaim{t.Certificate}, Details: t.Details,
+		Roles: t.Roles, Purpose: t.Purpose, Txn: t.Txn, Head: textOrAbsent(t.Head), IssuedAt: t.IssuedAt.Unix(),
 		NotBefore: t.NotBefore.Unix(), Expires: t.Expires.Unix(), ID: t.ID,
 	}
 	if c.Roles == nil {
@@ -131,10 +146,10 @@ func readToken(j jws) (Token, tokenClaims, error) {
 		return Token{}, tokenClaims{}, err
 	}
 	return Token{
-		Issuer: c.Issuer, Audience: c.Audience, Subject: c.Subject, SID: c.SID, AuthTime: unix(c.AuthTime),
-		ACR: c.ACR, Actors: c.actors(), Certificate: c.Confirm.X5T, Details: c.Details, Roles: c.Roles,
-		Purpose: c.Purpose, Txn: c.Txn, Head: c.Head, IssuedAt: unix(c.IssuedAt), NotBefore: unix(c.NotBefore),
-		Expires: unix(c.Expires), ID: c.ID, KeyID: h.Kid, Statement: j.raw,
+		Issuer: c.Issuer, Audience: c.Audience.ID, Subject: c.Subject, SID: c.SID, AuthTime: unix(c.AuthTime),
+		ACR: textOf(c.ACR), Actors: c.actors(), Certificate: c.Confirm.X5T, Details: c.Details, Roles: c.Roles,
+		Purpose: c.Purpose, Txn: c.Txn, Head: textOf(c.Head), IssuedAt: unix(c.IssuedAt), NotBefore: unix(c.NotBefore),
+		Expires: unix(c.Expires), ID: c.ID, KeyID: *h.Kid, Statement: j.raw,
 	}, c, nil
 }
 
@@ -154,7 +169,7 @@ func (c tokenClaims) check() error {
 	if c.Act == nil || c.ClientID.IsZero() {
 		return refuse(ClassClaim, "no actor")
 	}
-	if _, err := TargetName(c.Audience); err != nil {
+	if _, err := TargetName(c.Audience.ID); err != nil {
 		return wrap(ClassTokenAudience, err)
 	}
 	if c.Sub != SubjectName(c.Subject) {
@@ -176,8 +191,14 @@ func (c tokenClaims) check() error {
 			return refuse(ClassClaim, "sub_profile is %q, want %s", a.Profile, actorProfile)
 		}
 	}
-	if c.Head != "" {
-		if err := checkHash("head", c.Head); err != nil {
+	// An empty string isn't an absent one: each token has one encoding.
+	if c.ACR != nil {
+		if err := checkText("acr", *c.ACR, 1, maxSubject); err != nil {
+			return err
+		}
+	}
+	if c.Head != nil {
+		if err := checkHash("head", *c.Head); err != nil {
 			return err
 		}
 	}
@@ -186,10 +207,24 @@ func (c tokenClaims) check() error {
 	}
 	return firstError(
 		checkIssuer(c.Issuer), c.Subject.Validate(), checkText("sid", c.SID, 1, maxSubject),
-		checkText("acr", c.ACR, 0, maxSubject), checkHash("cnf.x5t#S256", c.Confirm.X5T), c.Details.Validate(),
+		checkHash("cnf.x5t#S256", c.Confirm.X5T), c.Details.Validate(),
 		checkText("purpose", c.Purpose, 0, maxPurpose), checkHexID("txn", c.Txn), checkHexID("jti", c.ID),
 		checkTimes(c.IssuedAt, c.Expires),
 	)
+}
+
+func textOrAbsent(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
+}
+
+func textOf(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
 }
 
 func nonEmpty[T any](l []T) []T {

@@ -5,6 +5,8 @@ import (
 	"crypto/elliptic"
 	"crypto/sha256"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"fmt"
 	"strings"
 	"time"
@@ -27,6 +29,10 @@ func peerCases() []vectorCase {
 		bad(actor.ClassPeerCertificate, rule, "peer with five certificates", func(f *flow) {
 			f.peer = append(f.peer, caCert("ca"), caCert("ca"), caCert("ca"), caCert("ca"))
 		}),
+		bad(actor.ClassPeerCertificate, rule, "peer with a critical grade", peer(func(c *certificate) { c.extra[0].Critical = true })),
+		bad(actor.ClassPeerCertificate, rule, "peer with a critical extension that nobody knows", peer(func(c *certificate) {
+			c.extra = append(c.extra, pkix.Extension{Id: asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 32473, 1, 99}, Critical: true, Value: []byte{5, 0}})
+		})),
 		bad(actor.ClassPeerTrustDomain, rule, "peer of another trust domain", peer(func(c *certificate) {
 			c.ca, c.id = "evil", strings.Replace(runner, domain, "evil.example", 1)
 		})),
@@ -141,6 +147,8 @@ func jsonCases() []vectorCase {
 		bad(actor.ClassJSONDepth, rule, "act as a depth bomb", setToken("act", actOf(agentsOf(20)...))),
 		bad(actor.ClassJSONDepth, rule, "array as a depth bomb", raw(insert(`"x":`+strings.Repeat("[", 3000)+strings.Repeat("]", 3000)))),
 		bad(actor.ClassJSONDuplicate, rule, "duplicate nonce in the ID token", func(f *flow) { f.idToken.rawClaims = insert(`"nonce":"x"`) }),
+		bad(actor.ClassJSONCase, rule, "nonce of the ID token in other case", func(f *flow) { f.idToken.rawClaims = replacing(`"nonce"`, `"Nonce"`) }),
+		bad(actor.ClassJSONCase, rule, "alg of the ID token in other case", func(f *flow) { f.idToken.rawHeader = replacing(`"kid"`, `"Alg":"none","kid"`) }),
 		bad(actor.ClassJSONCase, rule, "case-folded nonce in the ID token", func(f *flow) { f.idToken.rawClaims = insert(`"Nonce":"x"`) }),
 	}
 	for _, name := range []string{"iss", "aud", "sub", "sub_id", "sid", "auth_time", "client_id", "act", "cnf",
@@ -204,6 +212,8 @@ func headerCases() []vectorCase {
 		bad(actor.ClassHeaderMember, rule, "grant with kid", grant("kid", "1")).at(1),
 		bad(actor.ClassHeaderMember, rule, "grant without x5c", func(f *flow) { delete(f.grants[0].header, "x5c") }).at(1),
 		bad(actor.ClassHeaderMember, rule, "grant with x5t#S256", grant("x5t#S256", "x")).at(1),
+		bad(actor.ClassHeaderMember, rule, "grant with an empty kid", grant("kid", "")).at(1),
+		bad(actor.ClassTokenKey, rule, "token with an empty kid", token("kid", "")),
 		bad(actor.ClassHeaderMember, rule, "user grant with kid", user("kid", "1")).at(0),
 		bad(actor.ClassHeaderMember, rule, "user grant with jku", user("jku", "https://evil.example/jwks")).at(0),
 		bad(actor.ClassHeaderMember, rule, "user grant without jwk", func(f *flow) { delete(f.user.header, "jwk") }).at(0),

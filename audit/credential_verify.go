@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -268,7 +267,7 @@ type offlineTokens struct {
 	c         *credentials
 }
 
-var identityAlgorithms = []jose.SignatureAlgorithm{jose.RS256, jose.RS384, jose.RS512, jose.PS256, jose.PS384, jose.PS512, jose.ES256, jose.ES384, jose.EdDSA}
+var identityAlgorithms = []jose.SignatureAlgorithm{jose.RS256, jose.RS384, jose.RS512, jose.PS256, jose.PS384, jose.PS512, jose.ES256, jose.ES384, jose.ES512, jose.EdDSA}
 
 // VerifyIDToken verifies signature, issuer and audience of an ID token offline.
 func (o *offlineTokens) VerifyIDToken(_ context.Context, raw string) (actor.IdentityClaims, error) {
@@ -277,24 +276,11 @@ func (o *offlineTokens) VerifyIDToken(_ context.Context, raw string) (actor.Iden
 	if err != nil || len(jws.Signatures) != 1 {
 		return none, errors.New("the ID token isn't a JWS with one signature")
 	}
-	var claims struct {
-		Issuer   string          `json:"iss"`
-		Subject  string          `json:"sub"`
-		Audience json.RawMessage `json:"aud"`
-		Nonce    string          `json:"nonce"`
-		SID      string          `json:"sid"`
-		ACR      string          `json:"acr"`
-		AuthTime json.Number     `json:"auth_time"`
-		IssuedAt json.Number     `json:"iat"`
-		Expires  json.Number     `json:"exp"`
-	}
-	unverified := jws.UnsafePayloadWithoutVerification()
-	if err := strictjson.Check(unverified); err != nil {
+	token, err := actor.ParseIDToken(raw)
+	if err != nil {
 		return none, fmt.Errorf("the ID token: %w", err)
 	}
-	if err := json.Unmarshal(unverified, &claims); err != nil {
-		return none, fmt.Errorf("the ID token: %w", err)
-	}
+	claims := token.Claims
 	i := slices.IndexFunc(o.c.keys.IdentityProviders, func(p IdentityProvider) bool { return p.Issuer == claims.Issuer })
 	if i < 0 {
 		return none, fmt.Errorf("the identity provider %q isn't on the list of keys", claims.Issuer)
@@ -314,24 +300,10 @@ func (o *offlineTokens) VerifyIDToken(_ context.Context, raw string) (actor.Iden
 	if len(allowed) == 0 {
 		allowed = o.audiences
 	}
-	if !audienceWithin(claims.Audience, allowed) {
+	if !token.IsFor(allowed) {
 		return none, errors.New("the ID token is for another audience")
 	}
-	out := actor.IdentityClaims{Issuer: claims.Issuer, Subject: claims.Subject, Nonce: claims.Nonce, SID: claims.SID, ACR: claims.ACR, Payload: unverified}
-	for _, t := range []struct {
-		from json.Number
-		to   *time.Time
-	}{{claims.AuthTime, &out.AuthTime}, {claims.IssuedAt, &out.IssuedAt}, {claims.Expires, &out.Expires}} {
-		if t.from == "" {
-			continue
-		}
-		f, err := t.from.Float64()
-		if err != nil || f < 0 || f > 1<<40 {
-			return none, errors.New("the ID token has a time out of range")
-		}
-		*t.to = time.Unix(int64(f), 0).UTC()
-	}
-	return out, nil
+	return claims, nil
 }
 
 func verifiedByAny(jws *jose.JSONWebSignature, set *jose.JSONWebKeySet) bool {
@@ -351,16 +323,4 @@ func verifiedByAny(jws *jose.JSONWebSignature, set *jose.JSONWebKeySet) bool {
 		}
 	}
 	return false
-}
-
-func audienceWithin(raw json.RawMessage, allowed []string) bool {
-	var one string
-	if json.Unmarshal(raw, &one) == nil {
-		return slices.Contains(allowed, one)
-	}
-	var many []string
-	if json.Unmarshal(raw, &many) != nil {
-		return false
-	}
-	return slices.ContainsFunc(many, func(a string) bool { return slices.Contains(allowed, a) })
 }

@@ -124,18 +124,18 @@ def _at_hop(hop, act, *args):
 
 def _read_rest(jws, parts):
     """The grants, the user grant and the ID token, told apart by typ; newest first."""
+    typ = {id(j): statements.peek_typ(j) for j in jws}
     rest = list(jws)
     grants = []
-    while rest and statements.peek_typ(rest[0]) == GRANT:
+    while rest and typ[id(rest[0])] == GRANT:
         grants.append(rest.pop(0))
     for i, j in enumerate(grants):
         parts.grants.insert(0, _at_hop(len(grants) - i, statements.read, j, GRANT))
-    if rest and statements.peek_typ(rest[0]) == USER_GRANT:
+    if rest and typ[id(rest[0])] == USER_GRANT:
         parts.user_grant = _at_hop(0, statements.read, rest.pop(0), USER_GRANT)
     for i, j in enumerate(rest):
-        typ = statements.peek_typ(j)
-        demand(typ not in OURS, "credential.order", f"{typ} stands too late")
-        demand(i == len(rest) - 1, "header.typ", f"{typ} before the last part")
+        demand(typ[id(j)] not in OURS, "credential.order", f"{typ[id(j)]} stands too late")
+        demand(i == len(rest) - 1, "header.typ", f"{typ[id(j)]} before the last part")
     if rest:
         if parts.token and not parts.user_grant:
             raise Refused("credential.order", "an ID token without the user grant")
@@ -250,7 +250,8 @@ def _check_grant(env, g, before, prh, txn, sub_id):
     leaf = g.chain[0]
     signer = leaf.spiffe_id()
     demand(ids.trust_domain(g["iss"]) == env.trust_domain, "grant.trust-domain", g["iss"])
-    demand(signer is None or ids.trust_domain(signer) == env.trust_domain, "grant.trust-domain", signer)
+    demand(signer, "grant.certificate", "the leaf has not exactly one URI SAN that is a SPIFFE ID")
+    demand(ids.trust_domain(signer) == env.trust_domain, "grant.trust-domain", signer)
     path = certificates.check_path(g.chain, env.bundle, env.now, "grant.certificate")
     demand(signer == g["iss"], "grant.issuer", str(signer))
     demand(g.good_signature(leaf.key), "grant.signature")
@@ -301,32 +302,32 @@ def _check_age(env, auth_time):
 
 
 def _verify_id_token(env, t):
-    """Step 7.5."""
-    provider = env.providers.get(t["iss"])
-    demand(provider, "root.id-token", f"no provider {t['iss']}")
-    demand(set(t["aud"]) & set(provider.audiences), "root.id-token", "aud")
+    """Step 7.5. Returns the claims."""
+    claims = statements.id_token_claims(t)
+    provider = env.providers.get(claims["iss"])
+    demand(provider, "root.id-token", f"no provider {claims['iss']}")
+    demand(statements.is_for(claims, provider.audiences), "root.id-token", "aud")
     for k in provider.keys:
         if k.kid is not None and t.kid is not None and k.kid != t.kid:
             continue
         if k.alg is not None and k.alg != t.alg:
             continue
         if t.good_signature(k.key):
-            return
+            return claims
     raise Refused("root.id-token", "the signature")
 
 
-def id_token_time(t):
-    return t.get("auth_time") if t.get("auth_time") is not None else t["iat"]
+def _time_of(claims):
+    return claims.get("auth_time", claims["iat"])
 
 
-def _check_id_token_root(parts, sub_id):
-    """Step 7.6."""
-    t = parts.id_token
+def _check_id_token_root(parts, t, sub_id):
+    """Step 7.6; t are the claims of the ID token."""
     demand((t["iss"], t["sub"]) == (sub_id["iss"], sub_id["sub"]), "root.subject")
     if parts.user_grant:
         demand(t.get("nonce") == jose.thumbprint(parts.user_grant.key), "root.nonce")
         root = parts.user_grant["root"]
-        demand(root["sid"] == (t.get("sid") or root["th"]), "root.sid")
+        demand(root["sid"] == t.get("sid", root["th"]), "root.sid")
 
 
 def _check_root(env, parts):
@@ -340,10 +341,10 @@ def _check_root(env, parts):
     demand(grant["root"]["th"] == t.hash, "root.hash")
     if not env.providers and env.root_evidence != "verified":
         return "broker"
-    _verify_id_token(env, t)
-    _check_id_token_root(parts, token["sub_id"])
-    demand(token["auth_time"] == id_token_time(t), "root.auth-time")
-    demand(token.get("acr") == t.get("acr"), "root.auth-time", "acr")
+    claims = _verify_id_token(env, t)
+    _check_id_token_root(parts, claims, token["sub_id"])
+    demand(token["auth_time"] == _time_of(claims), "root.auth-time")
+    demand(token.get("acr") == claims.get("acr"), "root.auth-time", "acr")
     return "verified"
 
 
@@ -429,27 +430,28 @@ def verify_subject(env, peer_ders, text, first_exchange=False):
     peer, peer_path = _check_peer(env, peer_ders)
     parts = parse_subject(text)
     t, oldest = parts.id_token, (parts.chain_of_statements() or [None])[0]
-    if env.root_evidence == "verified" and env.target or env.require_user_grant:
+    if env.require_user_grant:
         demand(parts.user_grant, "root.user-grant")
     agents = parts.agents() or [peer]
     demand(len(agents) <= min(env.max_actors, HARD_MAX_ACTORS), "actor.count", str(len(agents)))
     demand(len(set(agents)) == len(agents), "actor.repeated")
     paths = [peer_path]
-    user, txn, newest = {"format": "iss_sub", "iss": t["iss"], "sub": t["sub"]}, "", parts.newest()
+    user, txn, newest = None, "", parts.newest()
     if oldest:
         user, txn = oldest["sub_id"], oldest["txn"]
         paths += _check_grants(env, parts, txn, user, t.hash)
     demand(agents[-1] == peer, "grant.delegate", "the peer is not the last delegate")
     if parts.user_grant:
         demand(parts.user_grant["root"]["th"] == t.hash, "root.hash")
-    _verify_id_token(env, t)
-    _check_id_token_root(parts, user)
-    auth_time = id_token_time(t)
+    claims = _verify_id_token(env, t)
+    user = user or {"format": "iss_sub", "iss": claims["iss"], "sub": claims["sub"]}
+    _check_id_token_root(parts, claims, user)
+    auth_time = _time_of(claims)
     _check_age(env, auth_time)
     if first_exchange:
-        demand(not has_passed(t["exp"], env.now), "root.id-token-expired")
+        demand(not has_passed(claims["exp"], env.now), "root.id-token-expired")
     hops = _hops(parts, "verified" if parts.user_grant else "broker", user, agents, peer_path[0])
-    sid = parts.user_grant["root"]["sid"] if parts.user_grant else t.get("sid") or t.hash
+    sid = parts.user_grant["root"]["sid"] if parts.user_grant else claims.get("sid", t.hash)
     keys = _revocation_keys(user, sid, txn, agents, parts, None)
     _check_revoked(env, keys)
     return Chain(

@@ -7,7 +7,7 @@ import certificates
 import ids
 import jose
 from refusal import Refused, demand
-from strictjson import array_of, integer, object_of, parse, string
+from strictjson import Number, array_of, integer, object_of, parse, string
 
 USER_GRANT = "deputy-user-grant+jwt"
 GRANT = "deputy-grant+jwt"
@@ -129,7 +129,7 @@ _CLAIMS = {
             "exp": _time,
             "jti": _hex_id,
         },
-        {"acr": _text(0), "head": _hash},
+        {"acr": _text(1, 255), "head": _hash},
     ),
     KEY_STATEMENT: object_of({"iss": _issuer, "jwk": jose.p256_jwk, "kid": _hash, "nbf": _time, "exp": _time}),
     OPERATOR: object_of(
@@ -174,9 +174,7 @@ _id_token_header = object_of({}, {"alg": string, "typ": string, "kid": string}, 
 
 def peek_typ(jws):
     """The typ of a header, or None; all else may be anything but bad JSON."""
-    header = parse(jws.header)
-    demand(isinstance(header, dict), "json.type", "the header is not an object")
-    return string(header["typ"]) if "typ" in header else None
+    return object_of({}, {"typ": string}, open=True)(parse(jws.header)).get("typ")
 
 
 def read(jws, kind):
@@ -203,34 +201,66 @@ def read(jws, kind):
 
 def _read_x5c(entries):
     demand(1 <= len(entries) <= certificates.MAX_CERTIFICATES, "header.key", "1 to 4 certificates")
-    ders = [jose.unb64(entry, "credential.base64") for entry in entries]
-    chain = certificates.parse_chain(ders, "header.key")
+    chain = []
+    for entry in entries:
+        chain += certificates.parse_chain([jose.unb64(entry, "credential.base64")], "header.key")
     demand(jose.is_p256(chain[0].key), "header.key", "the leaf's key is not ECDSA on P-256")
     return chain
 
 
 # ID tokens (section 3.5)
 
-
-def _audience(value):
-    return [value] if isinstance(value, str) else array_of(string)(value)
-
-
-_id_token_claims = object_of(
-    {"iss": string, "sub": string, "aud": _audience, "exp": integer, "iat": integer},
-    {"nonce": string, "sid": string, "auth_time": integer, "acr": string},
-    open=True,
+_open_object = object_of({}, open=True)
+_id_token_header = object_of(
+    {"alg": string}, {"typ": string, "kid": string, **{n: _any for n in ("jku", "x5u", "jwk", "crit")}}, open=True
+)
+_id_token_names = object_of(
+    {}, {n: _any for n in ("iss", "sub", "aud", "exp", "iat", "auth_time", "nonce", "sid", "acr")}, open=True
 )
 
 
 def read_id_token(jws):
-    header = parse(jws.header)
-    header = _id_token_header(header)
+    """The form alone; claims are as they stand."""
+    header, payload = (_open_object(parse(part)) for part in (jws.header, jws.payload))
+    header, claims = _id_token_header(header), _id_token_names(payload)
     for name in ("jku", "x5u", "jwk", "crit"):
         demand(name not in header, "header.member", name)
-    demand(header.get("alg") in jose.ASYMMETRIC, "header.alg", str(header.get("alg")))
-    claims = _id_token_claims(parse(jws.payload))
-    return Statement(jws, "", claims, kid=header.get("kid"), alg=header["alg"])
+    demand(header["alg"] in jose.ASYMMETRIC, "header.alg", header["alg"])
+    return Statement(jws, str(header.get("typ", "JWT")), claims, kid=header.get("kid"), alg=header["alg"])
+
+
+def _numeric_date(value):
+    """RFC 7519 allows a fraction; it is cut off."""
+    demand(isinstance(value, Number), "json.type", "not a number")
+    demand(0 <= float(value) <= LAST_TIME, "claim.value", value)
+    return int(float(value))
+
+
+def _audience(value):
+    return [string(value)] if not isinstance(value, list) else array_of(string)(value)
+
+
+_id_token_claims = object_of(
+    {"iss": _issuer, "sub": _text(1, 255), "aud": _audience, "exp": _numeric_date, "iat": _numeric_date},
+    {"auth_time": _numeric_date, "nonce": string, "sid": string, "acr": string, "azp": string},
+    open=True,
+)
+
+
+def id_token_claims(t):
+    """What an ID token says, read strictly (step 7.5); an empty string is none."""
+    try:
+        claims = _id_token_claims(t.claims)
+        demand(t.kind.lower() == "jwt", "header.typ", t.kind)
+    except Refused as e:
+        raise Refused("root.id-token", str(e)) from None
+    return {n: v for n, v in claims.items() if v != ""}
+
+
+def is_for(claims, clients):
+    """Whether an ID token was issued to one of clients (OpenID Connect Core §3.1.3.7)."""
+    client = claims.get("azp") or (claims["aud"][0] if len(claims["aud"]) == 1 else None)
+    return client in claims["aud"] and client in clients
 
 
 # Statements beside the credential (section 12)

@@ -220,14 +220,18 @@ def object_of(required, optional=None, open=False, unknown="json.unknown"):
 
     def read(value):
         demand(isinstance(value, dict), "json.type", "not an object")
+        for name in value:
+            demand(name in defined or fold(name) not in folded, "json.case", name)
         result = {}
-        for name, v in value.items():
+        for name, reader in defined.items():
+            if name in value:
+                result[name] = reader(value[name])
+            else:
+                demand(name not in required, "json.missing", name)
+        for name in value:
             if name not in defined:
-                demand(fold(name) not in folded, "json.case", name)
                 demand(open, unknown, name)
-            result[name] = defined[name](v) if name in defined else v
-        for name in required:
-            demand(name in value, "json.missing", name)
+                result[name] = value[name]
         return result
 
     return read
