@@ -67,7 +67,7 @@ type Statement struct {
 	// WritesInside says that something below the top writes: a data-modifying CTE, SELECT INTO, a
 	// sequence function. It can be true for kind select.
 	WritesInside bool `json:"writes_inside,omitempty"`
-	// Locks says FOR UPDATE, NO KEY UPDATE, SHARE or KEY SHARE, or LOCK.
+	// Locks says FOR UPDATE, NO KEY UPDATE, SHARE or KEY SHARE, or LOCK of more than ACCESS SHARE, which SELECT takes too.
 	Locks bool `json:"locks,omitempty"`
 	// Limited says that a top-level LIMIT or FETCH FIRST stands on the query.
 	Limited bool `json:"limited,omitempty"`

@@ -8,6 +8,9 @@ import (
 	pg "github.com/pganalyze/pg_query_go/v6"
 )
 
+// accessShareLock is the lock mode ACCESS SHARE, see lockdefs.h.
+const accessShareLock = 1
+
 // top walks a whole statement.
 func (w *walker) top(n *pg.Node) {
 	sc := &scope{}
@@ -152,6 +155,12 @@ func (w *walker) utility(n *pg.Node, sc *scope) bool {
 		s.Kind, s.Tag, s.Object = KindNotify, "NOTIFY", v.NotifyStmt.Conditionname
 	case *pg.Node_LockStmt:
 		s.Kind, s.Tag, s.Locks = KindLock, "LOCK TABLE", true
+		if v.LockStmt.Mode == accessShareLock {
+			// The lock that reading takes, and nothing more.
+			s.Locks = false
+			w.relations(v.LockStmt.Relations, Read)
+			break
+		}
 		w.relations(v.LockStmt.Relations, Write)
 	case *pg.Node_TruncateStmt:
 		s.Kind, s.Tag = KindTruncate, "TRUNCATE TABLE"
