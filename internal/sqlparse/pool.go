@@ -29,7 +29,8 @@ type Config struct {
 	Children int
 	// Timeout for one text, waiting for a child included; default 2 s.
 	Timeout time.Duration
-	// MaxBytes of one text; default 16 KiB, at most 1 MiB.
+	// MaxBytes of one text; default 256 KiB, at most 1 MiB. What is long is rarely what is hostile: drivers ask the catalogue in
+	// 20 KB, and write batches in 100. Operators, depth, names and time have limits of their own.
 	MaxBytes int
 	// CacheBytes bounds each of the two caches by the size of keys and facts; default 8 MiB,
 	// negative: no cache.
@@ -78,7 +79,7 @@ func New(ctx context.Context, cfg Config) (*Pool, error) {
 		cfg.Timeout = 2 * time.Second
 	}
 	if cfg.MaxBytes <= 0 {
-		cfg.MaxBytes = 16 << 10
+		cfg.MaxBytes = 256 << 10
 	}
 	if cfg.MaxBytes > maxRequest {
 		return nil, fmt.Errorf("sqlparse: MaxBytes %d is over %d", cfg.MaxBytes, maxRequest)

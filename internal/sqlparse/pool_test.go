@@ -89,7 +89,7 @@ func TestDeepestAllowedTextSurvives(t *testing.T) {
 
 func TestLimitsAndText(t *testing.T) {
 	p := newPool(t, sqlparse.Config{Children: 1})
-	if _, err := p.Parse(t.Context(), "SELECT '"+strings.Repeat("x", 16<<10)+"'"); !errors.Is(err, sqlparse.ErrTooLarge) {
+	if _, err := p.Parse(t.Context(), "SELECT '"+strings.Repeat("x", 256<<10)+"'"); !errors.Is(err, sqlparse.ErrTooLarge) {
 		t.Errorf("a text over the limit: %v, want ErrTooLarge", err)
 	}
 	for _, sql := range []string{"SELECT 1\x00; DROP TABLE t", "SELECT '\xff'", "SELECT 'a'\x00"} {
