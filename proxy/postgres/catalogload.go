@@ -37,12 +37,19 @@ const (
 		join pg_catalog.pg_attribute s on s.attrelid = p.refobjid and s.attnum = p.refobjsubid
 		where a.attgenerated <> '' and not a.attisdropped`
 	queryInherits = `select inhrelid, inhparent from pg_catalog.pg_inherits`
-	// What the rewrite rules of a relation depend on. PostgreSQL's own objects aren't noted in pg_depend.
+	// What the rewrite rules of a relation depend on. Functions and operators count where somebody made them.
 	queryViews = `select distinct r.ev_class, d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass, d.refobjid
 		from pg_catalog.pg_rewrite r join pg_catalog.pg_depend d
 		on d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and d.objid = r.oid
-		where d.refobjid <> r.ev_class and d.refclassid in
-		('pg_catalog.pg_class'::pg_catalog.regclass, 'pg_catalog.pg_proc'::pg_catalog.regclass, 'pg_catalog.pg_operator'::pg_catalog.regclass)`
+		where d.refobjid <> r.ev_class and (d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+		or d.refobjid >= ` + firstUserOID + ` and d.refclassid in ('pg_catalog.pg_proc'::pg_catalog.regclass, 'pg_catalog.pg_operator'::pg_catalog.regclass))`
+	// PostgreSQL's own tables and functions aren't noted in pg_depend, so what a view of somebody's says of them is read from the
+	// rule itself: query_to_xml shows any table, pg_statistic any value.
+	queryViewsOwn = `select distinct r.ev_class, m.found[1] = 'relid', m.found[2]::pg_catalog.oid, p.proname
+		from pg_catalog.pg_rewrite r
+		cross join lateral pg_catalog.regexp_matches(r.ev_action::pg_catalog.text, ':(relid|funcid|aggfnoid|winfnoid) (\d+)', 'g') m (found)
+		left join pg_catalog.pg_proc p on p.oid = m.found[2]::pg_catalog.oid and m.found[1] <> 'relid'
+		where r.ev_class >= ` + firstUserOID + ` and m.found[2]::pg_catalog.int8 between 1 and ` + firstUserOID + ` - 1`
 	queryFunctions = `select distinct n.nspname, p.proname
 		from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
 		where (n.nspname <> 'pg_catalog' and n.nspname <> 'information_schema') or p.oid >= ` + firstUserOID
@@ -115,6 +122,14 @@ func (l *loader) run() error {
 		if string(v[1]) == "t" {
 			uses[view] = append(uses[view], l.oid(v[2]))
 		} else if r := l.s.byOID[view]; r != nil {
+			r.code = true
+		}
+	})
+	l.query(queryViewsOwn, 4, func(v [][]byte) {
+		view := l.oid(v[0])
+		if string(v[1]) == "t" {
+			uses[view] = append(uses[view], l.oid(v[2]))
+		} else if r := l.s.byOID[view]; r != nil && !isContained(string(v[3])) {
 			r.code = true
 		}
 	})

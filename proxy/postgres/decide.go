@@ -51,6 +51,8 @@ type decider struct {
 	database string
 	account  string
 	app      string // the pinned application_name
+	// narrow says that the session has emptied its search_path, see [opBuilder.toolSetting].
+	narrow bool
 	// made holds relations that the session created and the catalogue may not show yet.
 	made map[qname]bool
 	// resolve finds what the agent's names of prepared statements and cursors mean in this session.

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"fmt"
 	"regexp"
 	"slices"
 	"strings"
@@ -66,7 +67,14 @@ func (b *opBuilder) build() error {
 		if r.Catalog != "" && r.Catalog != b.d.database {
 			return objection(classUnsupported, "a name speaks of another database than this session's")
 		}
-		b.dec.relations = append(b.dec.relations, b.dec.snap.find(r.Schema, r.Name))
+		rel := b.dec.snap.find(r.Schema, r.Name)
+		if b.d.narrow && r.Schema == "" && (rel == nil || rel.schema != "pg_catalog") {
+			return objection(classPinned, fmt.Sprintf("%q has no schema before it, and this session has emptied its search_path", clip(r.Name, 64)))
+		}
+		b.dec.relations = append(b.dec.relations, rel)
+	}
+	if b.toolSetting() {
+		return nil
 	}
 	if f, ok := forbiddenFunction(s); ok {
 		return objection(classPinned, f+" is never allowed here: it can change settings that decisions rest on")
@@ -84,7 +92,12 @@ func (b *opBuilder) build() error {
 		default:
 			return objection(classUnsupported, "EXPLAIN of this statement isn't there yet")
 		}
-	case sqlparse.KindTruncate, sqlparse.KindLock, sqlparse.KindMaintain, sqlparse.KindCreate, sqlparse.KindAlter, sqlparse.KindDrop, sqlparse.KindGrant:
+	case sqlparse.KindLock:
+		if s.Locks {
+			return b.definition()
+		}
+		return b.relations(sqlparse.KindSelect)
+	case sqlparse.KindTruncate, sqlparse.KindMaintain, sqlparse.KindCreate, sqlparse.KindAlter, sqlparse.KindDrop, sqlparse.KindGrant:
 		return b.definition()
 	case sqlparse.KindTransaction:
 		return b.transaction()
@@ -233,6 +246,9 @@ func (b *opBuilder) columnsOf(i int, out []string) []string {
 // veiled says that the relation can show masked columns under names that no rule covers: then only a policy written for
 // exactly this relation lets it be read.
 func (b *opBuilder) veiled(r *relation) bool {
+	if showsSecrets(r) || slices.ContainsFunc(r.behind, showsSecrets) {
+		return true
+	}
 	if r.kind != 'f' && r.kind != 'v' && r.kind != 'm' && r.schema != "pg_catalog" || len(b.masked()) == 0 {
 		return false
 	}
@@ -261,11 +277,22 @@ func (b *opBuilder) isMasked(r *relation) bool {
 	return false
 }
 
-// showsValues lists what of PostgreSQL's own shows rows of tables, texts of other statements, or secrets of the account.
+// showsValues lists what of PostgreSQL's own shows rows of tables or texts of other statements.
 var showsValues = []string{
 	"pg_statistic", "pg_statistic_ext_data", "pg_stats", "pg_stats_ext", "pg_stats_ext_exprs",
 	"pg_stat_activity", "pg_stat_statements", "pg_largeobject", "pg_cursors", "pg_prepared_statements",
-	"pg_user_mapping", "pg_user_mappings",
+}
+
+// showsSecrets says that a relation of PostgreSQL's own shows passwords to an account that may see them: those of foreign
+// servers, or their verifiers. They are no agent's business, whether or not anything is masked.
+func showsSecrets(r *relation) bool {
+	switch r.name {
+	case "pg_user_mapping", "pg_user_mappings", "pg_authid", "pg_shadow":
+		return r.schema == "pg_catalog"
+	case "_pg_user_mappings", "user_mapping_options":
+		return r.schema == "information_schema"
+	}
+	return false
 }
 
 // overSettings says that the relation is a view over pg_settings: an update of it sets settings.

@@ -38,7 +38,7 @@ func isPinned(name string) bool {
 	return ok
 }
 
-// pinnedSame says that the value is the one that is pinned anyway.
+// pinnedSame says that the value is the one that is pinned anyway, or does no harm.
 func pinnedSame(name, value string) bool {
 	switch name {
 	case "client_encoding":
@@ -49,9 +49,13 @@ func pinnedSame(name, value string) bool {
 			return r
 		}, value))
 		return v == "utf8" || v == "unicode"
-	case "standard_conforming_strings", "row_security":
+	case "standard_conforming_strings":
 		on, ok := parseBool(value)
 		return ok && on
+	case "row_security":
+		// Off shows no row more: what a row policy would filter is an error then. pg_dump wants it so.
+		_, ok := parseBool(value)
+		return ok
 	}
 	return false
 }

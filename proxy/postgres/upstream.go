@@ -39,16 +39,6 @@ func targetName(id spiffeid.ID) string {
 	return name
 }
 
-// searchPath is the pinned search_path. PostgreSQL looks into pg_catalog first where the path doesn't name it, and makes new
-// objects in the first schema that the path does name; pg_temp comes last, so that no temporary table takes the place of another.
-func searchPath(schemas []string) string {
-	var b strings.Builder
-	for _, s := range schemas {
-		b.WriteString(`"` + strings.ReplaceAll(s, `"`, `""`) + `", `)
-	}
-	return b.String() + "pg_temp"
-}
-
 // connConfig is how the target is reached: verified TLS, SCRAM and nothing weaker, and the pinned settings.
 func (e *Engine) connConfig(account Account, database, application string, settings map[string]string) (*pgconn.Config, error) {
 	// pgconn wants to parse a string; everything that it may have taken from the environment is replaced.
