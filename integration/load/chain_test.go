@@ -5,13 +5,9 @@ package load_test
 import (
 	"context"
 	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/sha256"
 	"crypto/x509"
-	"encoding/base64"
-	"encoding/json"
 	"fmt"
-	"math/big"
 	"strconv"
 	"strings"
 	"time"
@@ -114,56 +110,31 @@ func (f *flow) bare(agents []*x509svid.SVID, credential string) func() {
 	roots.AddCert(f.ca.Certificate())
 	peer := agents[len(agents)-1].Certificates[0]
 	parts := strings.Split(credential, "~")
-	path := func(c *x509.Certificate) {
+	path := func(c *x509.Certificate) error {
 		_, err := c.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
-		f.b.try(err)
+		return err
 	}
 	return func() {
-		path(peer)
+		f.b.try(path(peer))
 		for i, part := range parts {
 			_ = sha256.Sum256([]byte(part)) // the link from the statement after it
-			dot := strings.LastIndexByte(part, '.')
-			header, payload, _ := strings.Cut(part[:dot], ".")
-			var h struct {
-				X5C []string
-				JWK struct{ X, Y string }
-			}
-			f.b.try(json.Unmarshal(unbase64(header), &h))
-			var claims map[string]any
-			f.b.try(json.Unmarshal(unbase64(payload), &claims))
+			st, err := readBare(part)
+			f.b.try(err)
 			var key *ecdsa.PublicKey
-			switch {
-			case i == 0:
+			switch i {
+			case 0:
 				key = &f.tokenKey.PublicKey
-			case i == len(parts)-1:
+			case len(parts) - 1:
 				key = &f.providerKey.PublicKey
-			case len(h.X5C) > 0:
-				der, err := base64.StdEncoding.DecodeString(h.X5C[0])
-				f.b.try(err)
-				c, err := x509.ParseCertificate(der)
-				f.b.try(err)
-				path(c)
-				key = c.PublicKey.(*ecdsa.PublicKey)
 			default:
-				point := append(append([]byte{4}, unbase64(h.JWK.X)...), unbase64(h.JWK.Y)...)
-				var err error
-				key, err = ecdsa.ParseUncompressedPublicKey(elliptic.P256(), point)
+				key, err = st.key(path)
 				f.b.try(err)
 			}
-			sig, digest := unbase64(part[dot+1:]), sha256.Sum256([]byte(part[:dot]))
-			if !ecdsa.Verify(key, digest[:], new(big.Int).SetBytes(sig[:32]), new(big.Int).SetBytes(sig[32:])) {
+			if !st.good(key) {
 				f.b.t.Fatalf("the signature of part %d is bad", i)
 			}
 		}
 	}
-}
-
-func unbase64(s string) []byte {
-	b, err := base64.RawURLEncoding.DecodeString(s)
-	if err != nil {
-		panic(err)
-	}
-	return b
 }
 
 func (f *flow) operation() proxy.Op {

@@ -26,6 +26,7 @@ var parts = []struct {
 	{"pgbench", measurePgbench},
 	{"chains", measureChains},
 	{"log", measureLog},
+	{"exchange", measureExchanges},
 }
 
 // TestMain makes the binary the programs that it measures as well.
@@ -33,6 +34,7 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 {
 		programs := map[string]func() error{
 			rungArg:           rungMain,
+			exchangeArg:       exchangeMain,
 			sqlparse.ChildArg: func() error { return sqlparse.ChildMain(os.Stdin, os.Stdout) },
 		}
 		if run := programs[os.Args[1]]; run != nil {
