@@ -28,6 +28,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/deputymesh/deputy/internal/supervise/kernel"
 	"github.com/deputymesh/deputy/issuer/spawn"
 	spawnv1 "github.com/deputymesh/deputy/proto/deputy/spawn/v1"
 )
@@ -77,7 +78,8 @@ type command struct {
 	SetIDs bool   `json:"set_ids,omitempty"`
 	Orphan bool   `json:"orphan,omitempty"` // by a double fork, in a session of its own
 	UserNS bool   `json:"user_ns,omitempty"`
-	Gains  bool   `json:"gains,omitempty"` // from set-uid programs, although it gets other ids
+	Gains  bool   `json:"gains,omitempty"`  // from set-uid programs, although it gets other ids
+	Marked bool   `json:"marked,omitempty"` // as a supervisor marks its program
 	Cgroup string `json:"cgroup,omitempty"`
 	Header string `json:"header,omitempty"`
 }
@@ -254,6 +256,13 @@ func start(c command) (result, error) {
 	}
 	started := make(chan error, 1)
 	go func() {
+		if c.Marked {
+			runtime.LockOSThread()
+			if _, err := kernel.Mark(); err != nil {
+				started <- err
+				return
+			}
+		}
 		if c.SetIDs && !c.Gains {
 			runtime.LockOSThread() // and the thread ends with the goroutine
 			if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {

@@ -196,3 +196,15 @@ func TestNoProcessIsHeldForEver(t *testing.T) {
 		}
 	}
 }
+
+// Whoever adopts it: what an agent started, and left behind, never becomes a first-level agent.
+func TestWhatAnAgentStartedIsNobodysFirstLevelAgent(t *testing.T) {
+	m := newMesh(t)
+	outside, marked := m.start(command{}), m.start(command{Marked: true})
+	if r := m.where(outside, marked); r.ID != "" {
+		t.Fatalf("it stands at %+v", r)
+	}
+	marked.refused(command{Op: "register", Name: "planner"}, "PermissionDenied", "an agent started the caller")
+	marked.start(command{}).refused(command{Op: "register", Name: "planner"}, "PermissionDenied", "an agent started the caller")
+	outside.must(command{Op: "register", Name: "planner"})
+}

@@ -23,6 +23,9 @@ type Attributes struct {
 	Cgroup string
 	// NoNewPrivileges: neither the process nor anything that it starts can ever gain by a set-uid program.
 	NoNewPrivileges bool
+	// Marked: the process carries what supervisors put on all that an agent starts (no_new_privs and a system call filter),
+	// more than the first process of this machine or container, and nobody can put it down again. A sandbox looks the same.
+	Marked bool
 	// SharedUserNamespace: the process lives in the issuer's own user namespace, so that its uids are what they look like.
 	// A process of a user namespace that somebody else owns can be entered by its owner.
 	SharedUserNamespace bool
@@ -41,10 +44,18 @@ func (a Attributes) OneGID() bool {
 // Attestor reads attributes. Safe for concurrent use.
 type Attestor struct {
 	hashes *hashes
+	base   restraints // of the first process
 }
 
 // New makes an attestor with an empty cache of executables.
-func New() *Attestor { return &Attestor{hashes: newHashes()} }
+func New() *Attestor {
+	a := &Attestor{hashes: newHashes()}
+	// Where it can't be read, nobody is expected to be restrained.
+	if status, err := readProc(1, "status"); err == nil {
+		a.base = parseRestraints(status)
+	}
+	return a
+}
 
 // Peer reads the attributes of a connection's peer. It fails when the process ended before the last of them was read.
 func (a *Attestor) Peer(p *Peer) (Attributes, error) {
@@ -75,7 +86,8 @@ func (a *Attestor) read(p *Process, executable bool) (Attributes, error) {
 		return fail(err)
 	}
 	out.UID, out.GID = out.UIDs[1], out.GIDs[1]
-	out.NoNewPrivileges = parseNoNewPrivileges(status)
+	held := parseRestraints(status)
+	out.NoNewPrivileges, out.Marked = held.noNewPrivileges, held.marked(a.base)
 	cgroup, err := readProc(p.pid, "cgroup")
 	if err != nil {
 		return fail(err)

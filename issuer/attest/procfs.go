@@ -103,14 +103,34 @@ func parseIDs(status []byte, key string) (ids [4]uint32, err error) {
 	return ids, fmt.Errorf("no %s in the process status", key)
 }
 
-// parseNoNewPrivileges is false where a kernel doesn't say.
-func parseNoNewPrivileges(status []byte) bool {
+// restraints are what a process and all that it starts can't take off again.
+type restraints struct {
+	noNewPrivileges bool
+	filters         int // of system calls
+	counted         bool
+}
+
+// parseRestraints leaves out what a kernel doesn't say.
+func parseRestraints(status []byte) (r restraints) {
 	for line := range strings.Lines(string(status)) {
-		if rest, ok := strings.CutPrefix(line, "NoNewPrivs:"); ok {
-			return strings.TrimSpace(rest) == "1"
+		name, value, _ := strings.Cut(line, ":")
+		value = strings.TrimSpace(value)
+		switch name {
+		case "NoNewPrivs":
+			r.noNewPrivileges = value == "1"
+		case "Seccomp_filters": // since Linux 5.9
+			n, err := strconv.Atoi(value)
+			r.filters, r.counted = n, err == nil
 		}
 	}
-	return false
+	return r
+}
+
+func (r restraints) marked(base restraints) bool {
+	if !r.counted {
+		return r.noNewPrivileges && !base.noNewPrivileges
+	}
+	return r.noNewPrivileges && r.filters > base.filters
 }
 
 func readSelf(name string) (string, error) {

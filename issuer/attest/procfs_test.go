@@ -46,6 +46,28 @@ func TestParseIDs(t *testing.T) {
 	}
 }
 
+func TestMarksAreWhatTheFirstProcessHasnt(t *testing.T) {
+	plain, container := "NoNewPrivs:\t0\nSeccomp_filters:\t0\n", "NoNewPrivs:\t1\nSeccomp:\t2\nSeccomp_filters:\t1\n"
+	for _, c := range []struct {
+		status, base string
+		want         bool
+	}{
+		{plain, plain, false},
+		{"NoNewPrivs:\t1\nSeccomp_filters:\t0\n", plain, false},
+		{"NoNewPrivs:\t0\nSeccomp_filters:\t1\n", plain, false},
+		{container, plain, true},
+		{container, container, false},
+		{"NoNewPrivs:\t1\nSeccomp_filters:\t2\n", container, true},
+		{"NoNewPrivs:\t1\nSeccomp_filters:\t2\n", "", true},
+		{"NoNewPrivs:\t1\n", "NoNewPrivs:\t0\n", true}, // a kernel that doesn't count
+		{"NoNewPrivs:\t1\n", "NoNewPrivs:\t1\n", false},
+	} {
+		if got := parseRestraints([]byte(c.status)).marked(parseRestraints([]byte(c.base))); got != c.want {
+			t.Errorf("%q over %q: %v", c.status, c.base, got)
+		}
+	}
+}
+
 func FuzzParseStat(f *testing.F) {
 	f.Add([]byte("12 (sh) S 7 1 1 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4242 1 1"))
 	f.Fuzz(func(t *testing.T, b []byte) {

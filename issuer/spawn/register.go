@@ -157,6 +157,9 @@ func (s *Server) entryFor(peer *attest.Peer, name string) error {
 	if err != nil {
 		return noPlace(err)
 	}
+	if attrs.Marked {
+		return refuse(codes.PermissionDenied, classNoPlace, "an agent started the caller, and its supervisor is gone; or it runs in a sandbox (no_new_privs and a system call filter), which looks the same. Start first-level agents from outside")
+	}
 	named := false
 	for _, e := range s.entries {
 		if e.Name != name {

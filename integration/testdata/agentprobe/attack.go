@@ -233,7 +233,7 @@ func startSession(conn net.Conn, err error, password string) (string, error) {
 // orphan is a daemon that an agent leaves behind: it waits until its supervisor (PID) is dead, killing it itself where told
 // to, and attacks. What it says goes to FILE.
 //
-// Usage: orphan FILE PID kill|wait
+// Usage: orphan FILE PID kill|wait [FIFO], with FIFO for mask.
 func orphan(ctx context.Context, args []string) error {
 	out, err := os.OpenFile(args[0], os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o666)
 	if err != nil {
@@ -258,6 +258,9 @@ func orphan(ctx context.Context, args []string) error {
 		time.Sleep(time.Millisecond)
 	}
 	fmt.Println("orphaned to", os.Getppid())
+	if len(args) > 3 {
+		return mask(ctx, args[3:])
+	}
 	return attack(ctx, nil)
 }
 

@@ -31,6 +31,8 @@ func main() {
 		"restrained": restrained,
 		"pry":        pry,
 		"sleep":      sleep,
+		"mask":       mask,
+		"speak":      speak,
 	}
 	if len(os.Args) < 2 || acts[os.Args[1]] == nil {
 		fmt.Fprintln(os.Stderr, "agentprobe: which act?")
