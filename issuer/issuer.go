@@ -38,6 +38,7 @@ const (
 	maxStreams    = 128
 	handshakeTime = 5 * time.Second
 	minPing       = 10 * time.Second
+	connBuffer    = 4 << 10 // of each direction: messages are small and connections many
 )
 
 // Config makes an Issuer.
@@ -136,8 +137,14 @@ func (i *Issuer) Serve(ctx context.Context, l net.Listener) error {
 		}
 		return errors.Join(err, l.Close())
 	}
+	under := &calls{n: map[uint32]int{}}
 	srv := grpc.NewServer(
 		grpc.Creds(i.creds),
+		grpc.InTapHandle(under.open),
+		grpc.UnaryInterceptor(under.unary),
+		grpc.StreamInterceptor(under.stream),
+		grpc.ReadBufferSize(connBuffer),
+		grpc.WriteBufferSize(connBuffer),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxHeaderListSize(maxHeaders),
 		grpc.MaxConcurrentStreams(maxStreams),

@@ -33,6 +33,7 @@ const SessionLife = 12 * time.Hour
 
 const (
 	maxMessageBytes = 1 << 20
+	maxHeaderBytes  = 8 << 10
 	maxTasks        = 10000
 )
 
@@ -136,7 +137,7 @@ func PrepareSocketDir(dir string) error {
 // Serve serves until ctx is done, the user logs out, the session's time is over or the login session
 // has ended.
 func (h *Helper) Serve(ctx context.Context, l *net.UnixListener) error {
-	srv := grpc.NewServer(grpc.Creds(kernel.Credentials()), grpc.MaxRecvMsgSize(maxMessageBytes), grpc.MaxConcurrentStreams(64),
+	srv := grpc.NewServer(grpc.Creds(kernel.Credentials()), grpc.MaxRecvMsgSize(maxMessageBytes), grpc.MaxHeaderListSize(maxHeaderBytes), grpc.MaxConcurrentStreams(64),
 		grpc.ConnectionTimeout(10*time.Second), grpc.UnaryInterceptor(h.guard))
 	sessionv1.RegisterSessionServer(srv, h)
 	failed := make(chan error, 1)

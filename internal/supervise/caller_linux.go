@@ -17,6 +17,7 @@ import (
 const (
 	// maxMessageBytes bounds a message on the agent's socket: an argument list and environment at most.
 	maxMessageBytes = 4 << 20
+	maxHeaderBytes  = 8 << 10
 	locateTimeout   = 5 * time.Second
 )
 

@@ -191,6 +191,7 @@ func (s *Supervisor) openSocket(ctx context.Context) error {
 	s.server = grpc.NewServer(
 		grpc.Creds(kernel.Credentials()),
 		grpc.MaxRecvMsgSize(maxMessageBytes),
+		grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.MaxConcurrentStreams(256),
 		grpc.ConnectionTimeout(10*time.Second),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),

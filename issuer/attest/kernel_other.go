@@ -19,6 +19,7 @@ func peerOf(*net.UnixConn, bool) (ucred, *os.File, bool, error) {
 	return ucred{}, nil, false, errNotLinux
 }
 func openPidfd(int) (*os.File, error)       { return nil, errNotLinux }
+func descriptors() uint64                   { return 0 }
 func dead(uintptr) (bool, error)            { return true, errNotLinux }
 func dupFile(*os.File) (*os.File, error)    { return nil, errNotLinux }
 func identityOf(*os.File) (identity, error) { return identity{}, errNotLinux }

@@ -15,6 +15,10 @@ import (
 // use up the role's file descriptors.
 const DefaultConnectionsPerUID = 512
 
+// DefaultConnections bounds all connections together, root's too: each takes two descriptors, and a role without any left can't
+// write its log. A process that may open fewer gets a share of those.
+const DefaultConnections = 4096
+
 // Peer is the process that opened a connection, and the effective ids it had then.
 type Peer struct {
 	Process  *Process
@@ -48,33 +52,44 @@ func PeerFrom(ctx context.Context) (*Peer, error) {
 type Credentials struct {
 	// IgnorePeerPidfd behaves as on a kernel before 6.5: no peer is Exact.
 	IgnorePeerPidfd bool
-	// ConnectionsPerUID is DefaultConnectionsPerUID when zero. Root isn't limited.
+	// ConnectionsPerUID is DefaultConnectionsPerUID when zero. Root isn't limited by itself.
 	ConnectionsPerUID int
 
 	counts *counts
 }
 
 // NewCredentials makes credentials for one server.
-func NewCredentials() *Credentials { return &Credentials{counts: &counts{n: map[uint32]int{}}} }
+func NewCredentials() *Credentials {
+	most := DefaultConnections
+	if limit := descriptors(); limit > 0 {
+		most = int(min(uint64(most), limit/3))
+	}
+	return &Credentials{counts: &counts{n: map[uint32]int{}, most: most}}
+}
 
 type counts struct {
-	mu sync.Mutex
-	n  map[uint32]int
+	most int // of all together
+
+	mu    sync.Mutex
+	n     map[uint32]int // guarded by mu
+	total int            // guarded by mu
 }
 
 func (c *counts) take(uid uint32, limit int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if uid != 0 && c.n[uid] >= limit {
+	if c.total >= c.most || uid != 0 && c.n[uid] >= limit {
 		return false
 	}
 	c.n[uid]++
+	c.total++
 	return true
 }
 
 func (c *counts) give(uid uint32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.total--
 	if c.n[uid]--; c.n[uid] <= 0 {
 		delete(c.n, uid)
 	}
@@ -96,7 +111,7 @@ func (c *Credentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.Auth
 	}
 	if !c.counts.take(p.UID, limit) {
 		p.Process.Close()
-		return nil, nil, fmt.Errorf("uid %d holds %d connections already", p.UID, limit)
+		return nil, nil, fmt.Errorf("uid %d holds %d connections already, or all together %d", p.UID, limit, c.counts.most)
 	}
 	held := &heldConn{Conn: conn, release: sync.OnceFunc(func() {
 		p.Process.Close()

@@ -351,6 +351,23 @@ func TestCredentialsBoundConnectionsPerUID(t *testing.T) {
 	}
 }
 
+func TestCredentialsBoundConnectionsOfAllTogether(t *testing.T) {
+	c := NewCredentials()
+	c.counts.most = 3
+	for uid := range uint32(3) {
+		if !c.counts.take(uid, 2) {
+			t.Fatal(uid)
+		}
+	}
+	if c.counts.take(0, 2) || c.counts.take(9, 2) {
+		t.Error("more than all")
+	}
+	c.counts.give(1)
+	if !c.counts.take(9, 2) {
+		t.Error("what was given back can't be taken")
+	}
+}
+
 func TestCredentialsAreForUnixServersOnly(t *testing.T) {
 	c := NewCredentials()
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -31,6 +31,7 @@ func main() {
 		"restrained": restrained,
 		"pry":        pry,
 		"sleep":      sleep,
+		"flood":      flood,
 		"mask":       mask,
 		"speak":      speak,
 	}
