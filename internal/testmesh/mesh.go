@@ -74,9 +74,17 @@ type Option func(*settings)
 // ForeignProvider signs users in at npm's oidc-provider, which is not ours, and not at the sample server.
 func ForeignProvider() Option { return func(s *settings) { s.foreign = true } }
 
-// Edit changes a role's configuration ("issuer", "broker", "proxy") before the role starts.
+// Edit changes a role's configuration ("issuer", "broker", "proxy") before the role starts; several edits follow each other.
 func Edit(role string, change func(string) string) Option {
-	return func(s *settings) { s.edits[role] = change }
+	return func(s *settings) {
+		before := s.edits[role]
+		s.edits[role] = func(c string) string {
+			if before != nil {
+				c = before(c)
+			}
+			return change(c)
+		}
+	}
 }
 
 // Postgres puts the mesh in front of a server that runs already, and not of a shop of its own.

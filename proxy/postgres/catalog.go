@@ -3,12 +3,14 @@ package postgres
 import (
 	"context"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
 )
 
 // relation is a table, view, sequence … of the target.
@@ -131,6 +133,8 @@ type catalog struct {
 	// loading holds the one who reads the catalogue and guards conn; it is never taken with mu held.
 	loading chan struct{}
 	conn    *pgconn.PgConn
+	// may is what the target may still say in this reading.
+	may allowance
 
 	mu      sync.Mutex // guards what follows, never over a call to the target
 	current *snapshot
@@ -141,7 +145,15 @@ type catalog struct {
 // missAge is how old a snapshot must be before an unknown name is worth another look.
 const missAge = 100 * time.Millisecond
 
-const catalogTimeout = 15 * time.Second
+const (
+	catalogTimeout = 15 * time.Second
+	// What the target may say in one reading: some hundred thousand relations with their columns. It is kept in memory, and a target
+	// that makes things up must not fill it.
+	maxCatalog    = 128 << 20
+	maxCatalogRow = 1 << 20
+	// maxKinships bounds the pairs of relations that are kin, or that a view reads: long chains make very many.
+	maxKinships = 8 << 20
+)
 
 func newCatalog(e *Engine, database string, account Account) *catalog {
 	return &catalog{e: e, database: database, account: account, loading: make(chan struct{}, 1)}
@@ -236,11 +248,18 @@ func (c *catalog) load(ctx context.Context) (*snapshot, error) {
 		if err != nil {
 			return nil, err
 		}
+		cfg.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
+			c.may = allowance{r, maxGreeting}
+			front := pgproto3.NewFrontend(&c.may, w)
+			front.SetMaxBodyLen(maxCatalogRow)
+			return front
+		}
 		if c.conn, err = pgconn.ConnectConfig(ctx, cfg); err != nil {
 			c.conn = nil
 			return nil, err
 		}
 	}
+	c.may.left = maxCatalog
 	var accounts []string
 	for _, a := range c.e.cfg.Accounts {
 		accounts = append(accounts, quoteLiteral(a.Name))

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -167,8 +168,9 @@ func (l *loader) run() error {
 	if l.err != nil {
 		return l.err
 	}
-	l.s.relate(parents)
-	l.s.lookBehind(uses)
+	if err := errors.Join(l.s.relate(parents), l.s.lookBehind(uses)); err != nil {
+		return err
+	}
 	l.s.views = map[string]*snapshot{}
 	for account, schemas := range usable {
 		l.s.views[account] = l.s.view(schemas)
@@ -176,31 +178,38 @@ func (l *loader) run() error {
 	return nil
 }
 
-// relate gives every relation its ancestors and descendants.
-func (s *snapshot) relate(parents map[uint32][]uint32) {
-	add := func(r, k *relation) {
-		if r != k && !slices.Contains(r.kin, k) {
-			r.kin = append(r.kin, k)
-		}
-	}
+var errTangled = errors.New("its tables inherit from each other, or its views read each other, more often than can be followed")
+
+// relate gives every relation its ancestors and descendants. What the target says may go in circles.
+func (s *snapshot) relate(parents map[uint32][]uint32) error {
+	pairs := 0
 	for child := range parents {
 		c := s.byOID[child]
 		if c == nil {
 			continue
 		}
-		for up := slices.Clone(parents[child]); len(up) > 0; {
-			p := s.byOID[up[0]]
-			up = append(up[1:], parents[up[0]]...)
-			if p != nil {
-				add(c, p)
-				add(p, c)
+		seen := map[uint32]bool{child: true}
+		for up := slices.Clone(parents[child]); len(up) > 0; up = up[1:] {
+			if seen[up[0]] {
+				continue
 			}
+			seen[up[0]] = true
+			if pairs++; pairs > maxKinships {
+				return errTangled
+			}
+			if p := s.byOID[up[0]]; p != nil {
+				c.kin = append(c.kin, p)
+				p.kin = append(p.kin, c)
+			}
+			up = append(up, parents[up[0]]...)
 		}
 	}
+	return nil
 }
 
 // lookBehind follows views through views.
-func (s *snapshot) lookBehind(uses map[uint32][]uint32) {
+func (s *snapshot) lookBehind(uses map[uint32][]uint32) error {
+	pairs := 0
 	for view := range uses {
 		v := s.byOID[view]
 		if v == nil {
@@ -208,6 +217,9 @@ func (s *snapshot) lookBehind(uses map[uint32][]uint32) {
 		}
 		seen := map[uint32]bool{view: true}
 		for todo := slices.Clone(uses[view]); len(todo) > 0; todo = todo[1:] {
+			if pairs++; pairs > maxKinships {
+				return errTangled
+			}
 			r := s.byOID[todo[0]]
 			if r == nil || seen[r.oid] {
 				continue
@@ -218,6 +230,7 @@ func (s *snapshot) lookBehind(uses map[uint32][]uint32) {
 			todo = append(todo, uses[r.oid]...)
 		}
 	}
+	return nil
 }
 
 func (l *loader) fail(err error) {

@@ -17,7 +17,29 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-const dialTimeout = 10 * time.Second
+const (
+	dialTimeout = 10 * time.Second
+	// What a target may say before a session begins. pgconn keeps all of it in memory.
+	maxGreeting        = 1 << 20
+	maxGreetingMessage = 64 << 10
+)
+
+// allowance bounds what a target may make us read and keep. Beyond it reading fails.
+type allowance struct {
+	r    io.Reader
+	left int
+}
+
+var errTalksTooMuch = errors.New("the target says more than it may")
+
+func (a *allowance) Read(b []byte) (int, error) {
+	if a.left <= 0 {
+		return 0, errTalksTooMuch
+	}
+	n, err := a.r.Read(b[:min(len(b), a.left)])
+	a.left -= n
+	return n, err
+}
 
 func splitAddress(address string) (host string, port uint16, err error) {
 	host, p, err := net.SplitHostPort(address)
@@ -104,7 +126,9 @@ func (e *Engine) dial(ctx context.Context, account Account, database, applicatio
 	var reader io.Reader
 	cfg.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
 		reader = r
-		return pgproto3.NewFrontend(r, w)
+		front := pgproto3.NewFrontend(&allowance{r, maxGreeting}, w)
+		front.SetMaxBodyLen(maxGreetingMessage)
+		return front
 	}
 	pg, err := pgconn.ConnectConfig(ctx, cfg)
 	if err != nil {
@@ -117,6 +141,10 @@ func (e *Engine) dial(ctx context.Context, account Account, database, applicatio
 	if h.Frontend.ReadBufferLen() > 0 {
 		_ = h.Conn.Close()
 		return nil, fmt.Errorf("connecting to %s: the server went on talking after ReadyForQuery", e.name)
+	}
+	if err := checkSettings(h.ParameterStatuses); err != nil {
+		_ = h.Conn.Close()
+		return nil, fmt.Errorf("connecting to %s: %w", e.name, err)
 	}
 	return &upstream{
 		conn: h.Conn, in: newFrames(reader), out: newSink(h.Conn),
