@@ -144,9 +144,11 @@ func TestAHostileTargetLearnsNothing(t *testing.T) {
 		silent := func(c *targetConn) bool { c.idle(); return false }
 		var waiting sync.WaitGroup
 		for name, s := range map[string]script{
-			"before TLS":                {plain: func(c net.Conn) bool { _, _ = io.Copy(io.Discard, c); return false }},
-			"in the authentication":     {auth: silent},
-			"in the middle of SCRAM":    {auth: func(c *targetConn) bool { return c.say('R', "\x00\x00\x00\x0aSCRAM-SHA-256-PLUS\x00SCRAM-SHA-256\x00\x00") && silent(c) }},
+			"before TLS":            {plain: func(c net.Conn) bool { _, _ = io.Copy(io.Discard, c); return false }},
+			"in the authentication": {auth: silent},
+			"in the middle of SCRAM": {auth: func(c *targetConn) bool {
+				return c.say('R', "\x00\x00\x00\x0aSCRAM-SHA-256-PLUS\x00SCRAM-SHA-256\x00\x00") && silent(c)
+			}},
 			"after the authentication":  {ready: silent},
 			"in the middle of a length": {ready: func(c *targetConn) bool { return c.bytes("R\x00\x00") && silent(c) }},
 		} {

@@ -36,7 +36,8 @@ type hostileTarget struct {
 
 	mu     sync.Mutex
 	script script
-	heard  []byte // whatever came in before the session, over TLS and in plain
+	relays map[net.Conn]bool // connections that a real server answers
+	heard  []byte            // whatever came in before the session, over TLS and in plain
 	conns  sync.WaitGroup
 }
 
@@ -202,6 +203,12 @@ func (h *hostileTarget) relay(c *targetConn) {
 		return
 	}
 	defer hijacked.Conn.Close()
+	h.mu.Lock()
+	if h.relays == nil {
+		h.relays = map[net.Conn]bool{}
+	}
+	h.relays[c.Conn] = true
+	h.mu.Unlock()
 	var both sync.WaitGroup
 	both.Go(func() {
 		_, _ = io.Copy(hijacked.Conn, c)
@@ -210,6 +217,16 @@ func (h *hostileTarget) relay(c *targetConn) {
 	_, _ = io.Copy(c, hijacked.Conn)
 	_ = c.Close()
 	both.Wait()
+}
+
+// hangUp ends the connections that a real server answers.
+func (h *hostileTarget) hangUp() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for c := range h.relays {
+		_ = c.Close()
+	}
+	clear(h.relays)
 }
 
 // message is one of the protocol's.

@@ -3,7 +3,6 @@ package postgres
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strconv"
 	"strings"
 
@@ -157,21 +156,6 @@ func (s *session) answer(ctx context.Context, kind byte, body []byte) error {
 		return desync(kind, e)
 	}
 	s.q.pop()
-	return nil
-}
-
-// parameter passes ParameterStatus on. A pinned setting that changes ends the session: code that the target ran has set it, and
-// what the parser takes for granted doesn't hold any more.
-func (s *session) parameter(body []byte) error {
-	p := parts{b: body}
-	name, value := p.cstring(), p.cstring()
-	if !p.done() {
-		return protocolError("the target reported a setting that can't be read")
-	}
-	if old, ok := s.up.params[name]; ok && isPinned(strings.ToLower(name)) && value != old {
-		return &fault{code: codePrivilege, message: fmt.Sprintf("%q was changed at the target, and it is pinned at this proxy", clip(name, 64)), fatal: true}
-	}
-	s.out.frame('S', body)
 	return nil
 }
 
@@ -337,10 +321,7 @@ func (s *session) answered() (*entry, *run) {
 	if e == nil {
 		return nil, nil
 	}
-	if e.step == stepQuery && e.at < len(e.runs) {
-		return e, e.runs[e.at]
-	}
-	return e, e.run
+	return e, e.current()
 }
 
 // relayBody passes a message on as it arrives.

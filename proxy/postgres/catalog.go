@@ -152,7 +152,7 @@ const (
 	maxCatalog    = 128 << 20
 	maxCatalogRow = 1 << 20
 	// maxKinships bounds the pairs of relations that are kin, or that a view reads: long chains make very many.
-	maxKinships = 8 << 20
+	maxKinships = 4 << 20
 )
 
 func newCatalog(e *Engine, database string, account Account) *catalog {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/deputymesh/deputy/proxy"
 )
@@ -16,20 +17,17 @@ func (s *session) failure(ctx context.Context, e *entry, body []byte) error {
 	}
 	if e == nil || fields['V'] == "FATAL" || fields['V'] == "PANIC" {
 		// The target ends the session.
-		return &fault{code: fields['C'], message: "the target ended the session: " + s.endText(e, fields), fatal: true}
+		return &fault{code: fields['C'], message: "the target ended the session: " + endText(e, fields), fatal: true}
 	}
 	if e.refusal != nil {
 		e.refusal.write(s.out)
 		s.q.fail()
 		return nil //nolint:nilerr // the target's error made room for ours
 	}
-	r := e.run
 	if e.step == stepQuery {
 		e.failed = true
-		if e.at < len(e.runs) {
-			r = e.runs[e.at]
-		}
 	}
+	r := e.current()
 	if err := s.release(ctx, r); err != nil {
 		return err
 	}
@@ -65,11 +63,21 @@ func (s *session) failure(ctx context.Context, e *entry, body []byte) error {
 	return nil
 }
 
-func (s *session) endText(e *entry, fields map[byte]string) string {
-	if e != nil && (e.scrub || e.run != nil && e.run.touched) {
+// current is the run whose answer is due; nil if there is none.
+func (e *entry) current() *run {
+	if e.step == stepQuery && e.at < len(e.runs) {
+		return e.runs[e.at]
+	}
+	return e.run
+}
+
+// endText is why the target ended the session. With the session goes what could have held the text back until the decision is
+// durable, so whatever runs, a text that may carry values stays here.
+func endText(e *entry, fields map[byte]string) string {
+	if e != nil && (e.scrub || e.current() != nil) && !strings.HasPrefix(fields['C'], "57") {
 		return "its reason is withheld"
 	}
-	return fields['M']
+	return clip(fields['M'], 1024)
 }
 
 // notice passes a NoticeResponse on, unless it may carry masked values.

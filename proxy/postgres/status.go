@@ -23,23 +23,22 @@ func checkSettings(params map[string]string) error {
 	return nil
 }
 
-// parameter passes a ParameterStatus on. What carries the meaning of SQL doesn't change within a session: if the target says that
-// it did, by a function, a pooler or a lie, what was decided isn't what will run.
+// parameter passes ParameterStatus on. What carries the meaning of SQL doesn't change within a session: if the target says that
+// it did, by code that ran there, a pooler or a lie, what the parser takes for granted doesn't hold any more.
 func (s *session) parameter(body []byte) error {
 	p := parts{b: body}
 	name, value := p.cstring(), p.cstring()
 	if !p.done() {
-		return protocolError("the target sent a parameter that can't be read")
+		return protocolError("the target reported a setting that can't be read")
 	}
 	key := strings.ToLower(name)
 	if strings.HasPrefix(key, ownParameter) {
 		return protocolError("the target says something about %q, which only this proxy may", clip(name, 64))
 	}
-	if isPinned(key) && key != "application_name" { // which means nothing, and poolers change it
-		before, said := s.up.params[name]
-		if value != before && !(pinnedSame(key, value) && (!said || pinnedSame(key, before))) {
+	if isPinned(key) {
+		if old, said := s.up.params[name]; said && value != old || !said && !pinnedSame(key, value) {
 			return &fault{
-				code: codeProtocol, fatal: true, message: fmt.Sprintf("the target changed %q to %q, which is pinned here", clip(name, 64), clip(value, 64)),
+				code: codePrivilege, fatal: true, message: fmt.Sprintf("%q was changed at the target, and it is pinned at this proxy", clip(name, 64)),
 				hint: "Connect again. If it stays so, something at the target sets it behind this proxy's back.",
 			}
 		}
