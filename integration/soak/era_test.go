@@ -25,6 +25,7 @@ type era struct {
 	crew   *crew
 	ledger *ledger
 	before remains
+	stalls stalls
 	doing  []string // the last rounds, for whoever looks at a violation
 }
 
@@ -33,6 +34,7 @@ func newEra(t *testing.T, p *progress, random *rand.Rand) *era {
 	m.PG.Exec("set role "+testpg.App, "create table effects (token text not null, at timestamptz not null default clock_timestamp())")
 	e := &era{t: t, p: p, random: random, m: m,
 		roles: map[string]*testmesh.Process{"issuer": m.Issuer, "broker": m.Broker, "proxy": m.Proxy}}
+	e.stalls.watch(t)
 	e.ledger = newLedger(e)
 	e.crew = newCrew(e)
 	return e

@@ -195,6 +195,10 @@ func (l *ledger) attempt(a attempt) {
 			l.violation("a connection broke without a word, and no proxy was killed: %s", a)
 		}
 	default:
+		if strings.HasPrefix(a.text, "no answer") && l.e.stalls.during(a.began, a.ended) {
+			p.messages["the machine stood still: "+a.text]++
+			break
+		}
 		l.violation("%s", a)
 	}
 	if strings.Contains("write extended transaction", a.kind) {
