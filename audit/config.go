@@ -25,6 +25,7 @@ type Config struct {
 	Logger *slog.Logger     // default slog.Default; never gets record contents
 
 	SegmentSize   int64         // default 16 MiB; at least 64 KiB
+	MinFree       int64         // bytes of its disk that the log leaves free; default a twentieth, at most 1 GiB
 	MaxFrameDelay time.Duration // longest wait of an outcome record; default and ceiling 20 ms
 	Heartbeat     time.Duration // default 30 s; silence longer than this is suspicious
 	Quota         *QuotaConfig  // default DefaultQuota()

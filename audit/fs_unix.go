@@ -75,7 +75,7 @@ func (f osFile) Size() (int64, error) {
 
 func (f osFile) Datasync() error { return datasync(f.File) }
 
-// noSpace reports whether err says that the disk or a disk quota is full.
+// noSpace reports whether err says that the disk or a disk quota is full, or nearly so.
 func noSpace(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+	return errors.Is(err, errLowSpace) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }

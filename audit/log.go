@@ -151,7 +151,7 @@ func (l *Log) submit(r Record, kept Digest) *Pending {
 		return failed(r.ID, err)
 	}
 	it.kept = kept
-	if !l.quota.take(r.Txn, len(it.tail), r.Type.owed()) {
+	if !l.quota.take(r.Txn, userOf(r.Chain), len(it.tail), r.Type.owed()) {
 		l.count(countKey{"over_quota", r.Txn}, r.Chain)
 		return failed(r.ID, ErrOverQuota)
 	}
@@ -159,6 +159,14 @@ func (l *Log) submit(r Record, kept Digest) *Pending {
 		return failed(r.ID, ErrClosed)
 	}
 	return &it.Pending
+}
+
+// userOf is who pays for a record with that chain.
+func userOf(c *Chain) owner {
+	if c == nil {
+		return owner{}
+	}
+	return owner{c.User.Issuer, c.User.Subject}
 }
 
 // prepare fills the envelope and encodes the record, in the caller's goroutine.

@@ -140,7 +140,7 @@ func (w *writer) openSegment(number int64, flag int) (File, int64, error) {
 
 // startLog makes the first segment of a new log.
 func (w *writer) startLog() error {
-	p := w.makeSegment(0)
+	p := w.makeSegment(0, true)
 	if p.err != nil {
 		return p.err
 	}

@@ -26,6 +26,7 @@ type writer struct {
 	preparing bool
 	ready     *preparation // the next segment
 	full      error        // why there is none
+	below     bool         // the segment in use was made below MinFree, for what is owed only
 	tried     time.Time
 
 	buf []byte
@@ -132,6 +133,9 @@ func (w *writer) writeFrame(items []*item) (rest []*item) {
 	room, roomNew := w.size-w.off, w.size-w.off
 	if w.ready == nil {
 		roomNew -= w.reserve() + w.owes
+		if w.below {
+			roomNew = 0
+		}
 	}
 	w.buf = beginFrame(w.buf)
 	t := w.tree.clone()
@@ -164,7 +168,7 @@ func (w *writer) writeFrame(items []*item) (rest []*item) {
 			limit -= it.opens.owes
 		}
 		if size > limit {
-			if w.ready != nil {
+			if w.ready != nil || it.typ.owed() && w.prepareBelow() {
 				break // the next segment takes it
 			}
 			it.err = w.fullError()
@@ -205,7 +209,9 @@ func (w *writer) writeFrame(items []*item) (rest []*item) {
 		w.poison("signing a checkpoint", err)
 		return append(taken, rest...)
 	}
+	bare := len(w.buf)
 	w.buf = finishFrame(w.buf, w.tree.size, len(taken), cp)
+	w.l.quota.beside.Store(int64((len(w.buf) - bare) / len(taken)))
 	if _, err := w.seg.WriteAt(w.buf, w.off); err != nil {
 		w.poison("writing a frame", err)
 		return append(taken, rest...)

@@ -15,6 +15,8 @@ type preparation struct {
 	file File
 	size int64
 	err  error
+	// below: it was made of the space that is kept free.
+	below bool
 }
 
 const prepareAgain = 200 * time.Millisecond // between two attempts on a full disk
@@ -26,14 +28,38 @@ func (w *writer) startPreparing() {
 	}
 	w.preparing, w.tried = true, time.Now()
 	number := w.number + 1
-	go func() { w.prepared <- w.makeSegment(number) }()
+	go func() { w.prepared <- w.makeSegment(number, true) }()
+}
+
+// prepareBelow makes a segment of the space that is kept free, for records that are owed: they are bounded by the decisions that are
+// open, and no new ones come. It is waited for: what is owed has nowhere else to go.
+func (w *writer) prepareBelow() bool {
+	if w.preparing {
+		w.collectPrepared(true)
+	}
+	if w.ready != nil || w.err != nil || !errors.Is(w.full, errLowSpace) {
+		return w.ready != nil
+	}
+	p := w.makeSegment(w.number+1, false)
+	if p.err != nil {
+		if !noSpace(p.err) {
+			w.poison("preparing a segment", p.err)
+		}
+		return false
+	}
+	p.below = true
+	w.ready = &p
+	return true
 }
 
 // makeSegment preallocates one segment with zeros, durable in contents, length and name. It runs beside the writer
 // and uses only what never changes.
-func (w *writer) makeSegment(number int64) preparation {
+func (w *writer) makeSegment(number int64, leaveFree bool) preparation {
 	fsys, dir, size := w.l.cfg.FS, w.l.cfg.Dir, w.l.cfg.SegmentSize
 	name := filepath.Join(dir, segmentName(number))
+	if err := w.mayGrow(); leaveFree && err != nil {
+		return preparation{err: fmt.Errorf("preparing %s: %w", segmentName(number), err)}
+	}
 	f, err := fsys.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL)
 	if err != nil {
 		return preparation{err: fmt.Errorf("preparing %s: %w", segmentName(number), err)}
@@ -117,7 +143,7 @@ func (w *writer) reserve() int64 { return min(w.size/8, 4<<20) }
 // nextSegment moves on to the prepared segment and puts the list of open decisions in front of items.
 func (w *writer) nextSegment(items []*item) []*item {
 	old, p := w.seg, w.ready
-	w.ready = nil
+	w.ready, w.below = nil, p.below
 	if err := w.useSegment(p.file, w.number+1, p.size); err != nil {
 		w.poison("starting a segment", err)
 		return items

@@ -76,6 +76,28 @@ func TestAFullDiskRefusesEverything(t *testing.T) {
 	}
 	m.SettledRecords(t, "proxy")
 	m.Verify(t)
+
+	// With a low-water mark it refuses while there is still room for others.
+	const mark = 12 << 20
+	m.EditConfig(t, "proxy", func(c string) string {
+		return strings.Replace(c, "\naudit:\n", fmt.Sprintf("\naudit:\n  min_free_bytes: %d\n", mark), 1)
+	})
+	m.Proxy.Stop()
+	m.Proxy.Begin()
+	eventually(t, m.Login(t, "alice"))
+	r = testmesh.Exec(t, c)
+	if !strings.Contains(r.Stderr, "(record: none)") {
+		t.Errorf("the log went below its low-water mark: %s", r)
+	}
+	m.SettledRecords(t, "proxy")
+	var st unix.Statfs_t
+	if err := unix.Statfs(m.LogDir("proxy"), &st); err != nil {
+		t.Fatal(err)
+	}
+	if free := int64(st.Bavail) * st.Bsize; free < mark-1<<20 { // one segment of it may be taken for outcomes
+		t.Errorf("%d bytes are free, %d should be", free, mark)
+	}
+	m.Verify(t)
 }
 
 // decided counts allowing decisions about an action in the proxy's log.

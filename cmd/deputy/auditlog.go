@@ -29,6 +29,8 @@ type auditConfig struct {
 	OldKeys []string `yaml:"old_keys,omitempty"`
 	// SegmentBytes is the size of one file of the log, taken from the disk when it is made; 16 MiB if empty.
 	SegmentBytes int64 `yaml:"segment_bytes,omitempty"`
+	// MinFreeBytes of the log's disk stay free for others; a twentieth of the disk, at most 1 GiB, if empty.
+	MinFreeBytes int64 `yaml:"min_free_bytes,omitempty"`
 	// Quota bounds what one task may write; what is left out has its default.
 	Quota *auditQuotaConfig `yaml:"quota,omitempty"`
 	// Seen is a file with a checkpoint that the log must still contain, such as `deputy audit verify --save` writes:
@@ -40,6 +42,8 @@ type auditConfig struct {
 type auditQuotaConfig struct {
 	RecordsPerSecond int `yaml:"records_per_second,omitempty"`
 	BytesPerSecond   int `yaml:"bytes_per_second,omitempty"`
+	// DiskPercent of the room left on the log's disk is what one user may fill in a day; 12 if empty.
+	DiskPercent int `yaml:"disk_percent,omitempty"`
 }
 
 const (
@@ -60,6 +64,9 @@ func (q *auditQuotaConfig) budget() *audit.QuotaConfig {
 	if q.BytesPerSecond > 0 {
 		b.BytesPerSecond, b.ByteBurst = float64(q.BytesPerSecond), quotaBurst*q.BytesPerSecond
 	}
+	if q.DiskPercent > 0 {
+		b.DiskShare = float64(q.DiskPercent) / 100
+	}
 	return &b
 }
 
@@ -72,6 +79,12 @@ func (c auditConfig) check() error {
 	}
 	if c.SegmentBytes != 0 && (c.SegmentBytes < minSegmentBytes || c.SegmentBytes > maxSegmentBytes || c.SegmentBytes%segmentStep != 0) {
 		return fieldError("$.audit.segment_bytes", "a multiple of %d from %d to %d is expected, such as 16777216", segmentStep, minSegmentBytes, maxSegmentBytes)
+	}
+	if c.MinFreeBytes < 0 {
+		return fieldError("$.audit.min_free_bytes", "a number of bytes above 0 is expected, such as 1073741824")
+	}
+	if q := c.Quota; q != nil && (q.DiskPercent < 0 || q.DiskPercent > 100) {
+		return fieldError("$.audit.quota.disk_percent", "a number from 1 to 100 is expected")
 	}
 	if q := c.Quota; q != nil && (q.RecordsPerSecond < 0 || q.BytesPerSecond < 0 || q.BytesPerSecond > 0 && q.BytesPerSecond < minQuotaBytes) {
 		return fieldError("$.audit.quota", "records_per_second above 0 and bytes_per_second of at least %d are expected", minQuotaBytes)
@@ -115,7 +128,7 @@ func openAudit(c auditConfig, config string, role spiffeid.ID, dev bool) (*audit
 	}
 	log, err := audit.Open(audit.Config{
 		Dir: beside(config, c.Dir), Source: role.String(), Dev: dev, Key: key, OldKeys: c.OldKeys,
-		HashKey: hashKey, Logger: slog.Default(), SegmentSize: c.SegmentBytes, Quota: c.Quota.budget(), Seen: seen,
+		HashKey: hashKey, Logger: slog.Default(), SegmentSize: c.SegmentBytes, MinFree: c.MinFreeBytes, Quota: c.Quota.budget(), Seen: seen,
 	})
 	if err != nil {
 		return nil, err
