@@ -39,8 +39,8 @@ func TestChildSeesToItsStack(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if _, err := sqlparse.New(t.Context(), limited(t, "ulimit -Ss 1024; ulimit -Hs 1024")); !errors.Is(err, sqlparse.ErrDied) {
-		t.Errorf("a child without room for a stack: %v, want ErrDied", err)
+	if _, err := sqlparse.New(t.Context(), limited(t, "ulimit -Ss 1024; ulimit -Hs 1024")); !errors.Is(err, sqlparse.ErrNoChild) {
+		t.Errorf("a child without room for a stack: %v, want ErrNoChild", err)
 	}
 }
 

@@ -15,6 +15,8 @@ var (
 	ErrTooComplex = errors.New("the SQL text is too complex to decide")
 	// ErrDied: the parser's process died or hung on it and was replaced.
 	ErrDied = errors.New("the SQL parser died on this text")
+	// ErrNoChild: a parser that was started doesn't answer, whatever the text.
+	ErrNoChild = errors.New("the SQL parser doesn't start")
 	// ErrClosed: the pool was closed.
 	ErrClosed = errors.New("the SQL parser is closed")
 )

@@ -27,8 +27,10 @@ type Config struct {
 	Command []string
 	// Children that run at once; default 2.
 	Children int
-	// Timeout for one text, waiting for a child included; default 2 s.
+	// Timeout for one text, and for waiting for a child; default 2 s.
 	Timeout time.Duration
+	// StartTimeout of a child, until it answers; default 30 s. On a busy machine a start takes longer than a text may.
+	StartTimeout time.Duration
 	// MaxBytes of one text; default 256 KiB, at most 1 MiB. What is long is rarely what is hostile: drivers ask the catalogue in
 	// 20 KB, and write batches in 100. Operators, depth, names and time have limits of their own.
 	MaxBytes int
@@ -78,6 +80,9 @@ func New(ctx context.Context, cfg Config) (*Pool, error) {
 	if cfg.Timeout <= 0 {
 		cfg.Timeout = 2 * time.Second
 	}
+	if cfg.StartTimeout <= 0 {
+		cfg.StartTimeout = 30 * time.Second
+	}
 	if cfg.MaxBytes <= 0 {
 		cfg.MaxBytes = 256 << 10
 	}
@@ -91,23 +96,20 @@ func New(ctx context.Context, cfg Config) (*Pool, error) {
 		cfg: cfg, exact: newCache(cfg.CacheBytes), templates: newCache(cfg.CacheBytes),
 		slots: make(chan *child, cfg.Children), closed: make(chan struct{}), live: map[*child]bool{},
 	}
-	first, err := p.start()
+	first, err := p.fresh(ctx)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, p.Close())
 	}
 	p.slots <- first
 	for range cfg.Children - 1 {
 		p.slots <- nil
-	}
-	if _, err := p.Parse(ctx, "SELECT 1"); err != nil {
-		return nil, errors.Join(fmt.Errorf("sqlparse: the child %q doesn't answer: %w", cfg.Command, err), p.Close())
 	}
 	return p, nil
 }
 
 // Parse gives the facts of every statement in sql, none for a text without statements. The result is
 // shared with the cache: callers don't change it. An error means that nothing of the text may reach
-// a server: [ErrTooLarge], [ErrTooComplex], [ErrDied], [*SyntaxError], [ErrClosed], or the context's.
+// a server: [ErrTooLarge], [ErrTooComplex], [ErrDied], [ErrNoChild], [*SyntaxError], [ErrClosed], or the context's.
 func (p *Pool) Parse(ctx context.Context, sql string) ([]Statement, error) {
 	if len(sql) > p.cfg.MaxBytes {
 		return nil, fmt.Errorf("%w: %d bytes, the limit is %d", ErrTooLarge, len(sql), p.cfg.MaxBytes)
@@ -157,17 +159,50 @@ func (p *Pool) Stats() Stats {
 	}
 }
 
-// ask has a child parse sql and gives its reply and the reply's size.
-func (p *Pool) ask(ctx context.Context, sql string) (*reply, int, error) {
+// slot waits for a place among the children: nil where one has to start.
+func (p *Pool) slot(ctx context.Context) (*child, error) {
+	select { // mostly there is one
+	case c := <-p.slots:
+		return c, nil
+	default:
+	}
 	ctx, cancel := context.WithTimeout(ctx, p.cfg.Timeout)
 	defer cancel()
-	var c *child
 	select {
 	case <-p.closed:
-		return nil, 0, ErrClosed
+		return nil, ErrClosed
 	case <-ctx.Done():
-		return nil, 0, fmt.Errorf("waiting for an SQL parser: %w", context.Cause(ctx))
-	case c = <-p.slots:
+		return nil, fmt.Errorf("waiting for an SQL parser: %w", context.Cause(ctx))
+	case c := <-p.slots:
+		return c, nil
+	}
+}
+
+// fresh starts a child and waits until it answers.
+func (p *Pool) fresh(ctx context.Context) (*child, error) {
+	c, err := p.start()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, p.cfg.StartTimeout)
+	defer cancel()
+	const greeting = "SELECT 1"
+	body, err := c.ask(ctx, greeting)
+	if err == nil {
+		_, err = decodeReply(body, greeting)
+	}
+	if err != nil {
+		p.end(c)
+		return nil, fmt.Errorf("%w: the child %q doesn't answer: %w", ErrNoChild, p.cfg.Command, err)
+	}
+	return c, nil
+}
+
+// ask has a child parse sql and gives its reply and the reply's size.
+func (p *Pool) ask(ctx context.Context, sql string) (*reply, int, error) {
+	c, err := p.slot(ctx)
+	if err != nil {
+		return nil, 0, err
 	}
 	defer func() { p.slots <- c }()
 	if c != nil && (c.exited() || c.uses >= maxUses) {
@@ -175,12 +210,14 @@ func (p *Pool) ask(ctx context.Context, sql string) (*reply, int, error) {
 		c = nil
 	}
 	if c == nil {
-		fresh, err := p.start()
+		fresh, err := p.fresh(ctx)
 		if err != nil {
 			return nil, 0, err
 		}
 		c = fresh
 	}
+	ctx, cancel := context.WithTimeout(ctx, p.cfg.Timeout)
+	defer cancel()
 	body, err := c.ask(ctx, sql)
 	var r *reply
 	if err == nil {
