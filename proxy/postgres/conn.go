@@ -51,7 +51,7 @@ func (e *Engine) serve(ctx context.Context, conn net.Conn) {
 		e.cancel(ctx, key, peerID(secured))
 		return
 	}
-	g := &greeting{e: e, conn: secured, out: newSink(secured)}
+	g := &greeting{e: e, conn: secured, out: newSink(secured, &e.buffers)}
 	s, err := g.run(early, p)
 	if err != nil {
 		e.turnAway(secured, "authentication", err)
@@ -80,7 +80,7 @@ func (e *Engine) turnAway(conn net.Conn, class string, err error) {
 	e.cfg.Core.Count(class)
 	f.fatal = true
 	_ = conn.SetWriteDeadline(time.Now().Add(time.Second))
-	out := newSink(conn)
+	out := newSink(conn, &e.buffers)
 	f.write(out)
 	_ = out.flush()
 }
@@ -242,7 +242,7 @@ func (g *greeting) credential() (string, error) {
 	if err := g.out.flush(); err != nil {
 		return "", err
 	}
-	g.in = newFrames(g.conn)
+	g.in = newFrames(g.conn, &g.e.buffers)
 	kind, _, err := g.in.next()
 	if err != nil {
 		return "", err

@@ -96,6 +96,7 @@ type Engine struct {
 	name     string // the target's name
 	catalogs map[string]*catalog
 	cancels  cancelTable
+	buffers  buffers
 }
 
 // New checks the configuration and makes an engine. It connects to nothing yet.

@@ -29,7 +29,7 @@ func ReadStartup(r io.Reader) (settings map[string]string, err error) {
 
 // ReadFrames reads messages up to an error and says what they were.
 func ReadFrames(data []byte, limit int) (kinds []byte, bodies [][]byte, err error) {
-	f := newFrames(bytes.NewReader(data))
+	f := newFrames(bytes.NewReader(data), new(buffers))
 	for {
 		kind, _, err := f.next()
 		if err != nil {
@@ -67,7 +67,7 @@ func MaskRow(description, row []byte) ([]byte, error) {
 		p.masks[i] = fieldMask{masker: mask.Redact}
 	}
 	var out bytes.Buffer
-	s := newSink(&out)
+	s := newSink(&out, new(buffers))
 	if err := p.row(s, row); err != nil {
 		if len(s.buf) > 0 {
 			return s.buf, err

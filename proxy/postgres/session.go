@@ -73,7 +73,7 @@ func newSession(e *Engine, core Session, client net.Conn, up *upstream) (*sessio
 		return nil, fmt.Errorf("making a session's masker: %w", err)
 	}
 	s := &session{
-		e: e, core: core, client: client, in: newFrames(client), out: newSink(client), up: up, q: newQueue(),
+		e: e, core: core, client: client, in: newFrames(client, &e.buffers), out: newSink(client, &e.buffers), up: up, q: newQueue(),
 		log: e.cfg.Logger.With("session", core.ID(), "target", e.name), keyed: keyed,
 		statements: map[string]*prepared{}, portals: map[string]*portal{}, batch: 1,
 	}

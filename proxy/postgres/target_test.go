@@ -147,7 +147,7 @@ func exchange(t *testing.T, send, answer string) string {
 		relations: map[qname]*relation{{"public", "people"}: people}, byOID: map[uint32]*relation{42: people},
 	}
 	e.catalogs["shop"] = c
-	up := &upstream{conn: upstreamConn, in: newFrames(upstreamConn), out: newSink(upstreamConn), config: &pgconn.Config{
+	up := &upstream{conn: upstreamConn, in: newFrames(upstreamConn, &e.buffers), out: newSink(upstreamConn, &e.buffers), config: &pgconn.Config{
 		DialFunc: func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("no cancel here") },
 	}}
 	s, err := newSession(e, openSession{ctx}, client, up)

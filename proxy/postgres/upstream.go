@@ -147,7 +147,7 @@ func (e *Engine) dial(ctx context.Context, account Account, database, applicatio
 		return nil, fmt.Errorf("connecting to %s: %w", e.name, err)
 	}
 	return &upstream{
-		conn: h.Conn, in: newFrames(reader), out: newSink(h.Conn),
+		conn: h.Conn, in: newFrames(reader, &e.buffers), out: newSink(h.Conn, &e.buffers),
 		params: h.ParameterStatuses, config: cfg, pid: h.PID, secret: h.SecretKey,
 	}, nil
 }

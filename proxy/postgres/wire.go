@@ -5,10 +5,31 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 )
 
-// bufferSize of each direction. A frame that fits is handled in place.
+// bufferSize of each direction while something is on its way. A frame that fits is handled in place.
 const bufferSize = 32 << 10
+
+// idleBuffer is what an idle direction keeps: enough for the next short message. Thousands of connections do nothing most of the time.
+const idleBuffer = 512
+
+// buffers are those of bufferSize that nobody needs now.
+type buffers struct{ pool sync.Pool }
+
+func (b *buffers) get() []byte {
+	if p, ok := b.pool.Get().(*[bufferSize]byte); ok {
+		return p[:]
+	}
+	return new([bufferSize]byte)[:]
+}
+
+// put takes a buffer back, unless it grew into another one.
+func (b *buffers) put(buf []byte) {
+	if cap(buf) == bufferSize {
+		b.pool.Put((*[bufferSize]byte)(buf[:bufferSize]))
+	}
+}
 
 // maxFrame is the largest frame that PostgreSQL itself would send or accept.
 const maxFrame = 1 << 30
@@ -29,18 +50,44 @@ func (e *errTooLong) Error() string {
 // frames reads length-prefixed messages. A body is valid until the next call.
 type frames struct {
 	r      io.Reader
-	buf    []byte
+	pool   *buffers
+	idle   [idleBuffer]byte
+	buf    []byte // idle, or one of the pool's
 	lo, hi int
+	read   int // bytes that the last read brought
 	// left counts the bytes of the current body that wait to be read or skipped.
 	left int
 }
 
-func newFrames(r io.Reader) *frames { return &frames{r: r, buf: make([]byte, bufferSize)} }
+func newFrames(r io.Reader, pool *buffers) *frames {
+	f := &frames{r: r, pool: pool}
+	f.buf = f.idle[:]
+	return f
+}
 
-// need makes n bytes available at lo; n must not exceed the buffer.
+func (f *frames) small() bool { return len(f.buf) == idleBuffer }
+
+// drained begins anew in an empty buffer: a large one where the last read brought much, since more is likely to come.
+func (f *frames) drained() {
+	f.lo, f.hi = 0, 0
+	switch busy := f.read >= idleBuffer; {
+	case busy && f.small():
+		f.buf = f.pool.get()
+	case !busy && !f.small():
+		f.pool.put(f.buf)
+		f.buf = f.idle[:]
+	}
+}
+
+// need makes n bytes available at lo; n must not exceed bufferSize.
 func (f *frames) need(n int) error {
 	if f.hi-f.lo >= n {
 		return nil
+	}
+	if n > len(f.buf) {
+		large := f.pool.get()
+		f.hi = copy(large, f.buf[f.lo:f.hi])
+		f.lo, f.buf = 0, large
 	}
 	if f.lo+n > len(f.buf) {
 		copy(f.buf, f.buf[f.lo:f.hi])
@@ -50,6 +97,7 @@ func (f *frames) need(n int) error {
 	for empty := 0; f.hi-f.lo < n; {
 		m, err := f.r.Read(f.buf[f.hi:])
 		f.hi += m
+		f.read = m
 		if f.hi-f.lo >= n {
 			return nil
 		}
@@ -76,7 +124,7 @@ func (f *frames) next() (kind byte, size int, err error) {
 		}
 	}
 	if f.lo == f.hi {
-		f.lo, f.hi = 0, 0
+		f.drained()
 	}
 	if err := f.need(5); err != nil {
 		return 0, 0, err
@@ -97,7 +145,7 @@ func (f *frames) body(kind byte, limit int) ([]byte, error) {
 	if n > limit {
 		return nil, &errTooLong{kind: kind, size: n, limit: limit}
 	}
-	if n <= len(f.buf) {
+	if n <= bufferSize {
 		if err := f.need(n); err != nil {
 			return nil, unexpected(err)
 		}
@@ -124,7 +172,7 @@ func (f *frames) chunk() ([]byte, error) {
 		return nil, nil
 	}
 	if f.lo == f.hi {
-		f.lo, f.hi = 0, 0
+		f.drained()
 		if err := f.need(1); err != nil {
 			return nil, unexpected(err)
 		}
@@ -165,23 +213,29 @@ func unexpected(err error) error {
 
 // sink gathers frames and writes them with as few writes as possible. The first error sticks.
 type sink struct {
-	w   io.Writer
-	buf []byte
-	err error
+	w    io.Writer
+	pool *buffers
+	buf  []byte // nil when nothing waits
+	err  error
 	// start of the frame that is being built.
 	start int
 }
 
-func newSink(w io.Writer) *sink { return &sink{w: w, buf: make([]byte, 0, bufferSize)} }
+func newSink(w io.Writer, pool *buffers) *sink { return &sink{w: w, pool: pool} }
+
+// open makes sure that there is a buffer.
+func (s *sink) open() {
+	if s.buf == nil {
+		s.buf = s.pool.get()[:0]
+	}
+}
 
 func (s *sink) flush() error {
 	if s.err == nil && len(s.buf) > 0 {
 		_, s.err = s.w.Write(s.buf)
 	}
-	s.buf = s.buf[:0]
-	if cap(s.buf) > 8*bufferSize {
-		s.buf = make([]byte, 0, bufferSize)
-	}
+	s.pool.put(s.buf)
+	s.buf = nil
 	return s.err
 }
 
@@ -190,6 +244,7 @@ func (s *sink) begin(kind byte) {
 	if len(s.buf) >= bufferSize-1024 {
 		_ = s.flush()
 	}
+	s.open()
 	s.start = len(s.buf)
 	s.buf = append(s.buf, kind, 0, 0, 0, 0)
 }
@@ -218,6 +273,7 @@ func (s *sink) header(kind byte, size int) {
 	if len(s.buf)+5 > bufferSize {
 		_ = s.flush()
 	}
+	s.open()
 	s.buf = append(s.buf, kind)
 	s.buf = binary.BigEndian.AppendUint32(s.buf, uint32(size+4))
 }
@@ -229,6 +285,7 @@ func (s *sink) raw(b []byte) {
 			_ = s.flush()
 			continue
 		}
+		s.open()
 		s.buf = append(s.buf, b[:n]...)
 		b = b[n:]
 	}
