@@ -56,6 +56,7 @@ type item struct {
 	Pending
 	tail     []byte
 	typ      Type
+	haste    haste
 	decision RecordID // that this record belongs to
 	opens    *openDecision
 	chain    *Chain   // must stand in the segment before it
@@ -196,8 +197,14 @@ func (l *Log) prepare(r *Record) (*item, error) {
 	if len(tail)+32 > l.recordLimit() {
 		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, len(tail), l.recordLimit())
 	}
-	it := &item{Pending: Pending{id: r.ID, queue: l.queue}, tail: tail, typ: r.Type, decision: r.Decision, chain: r.Chain}
+	it := &item{Pending: Pending{id: r.ID, queue: l.queue}, tail: tail, typ: r.Type, haste: urgent, decision: r.Decision, chain: r.Chain}
+	if r.Type.lazy() {
+		it.haste = lazy
+	}
 	if d, ok := r.Event.(*Decision); ok && d.Effect == Allow {
+		if d.ReadOnly {
+			it.haste = soon
+		}
 		it.opens = &openDecision{id: r.ID, txn: r.Txn, session: r.Session, connection: r.Connection, chain: r.Chain}
 		// Its outcome has the same chain, and may come alone in a frame.
 		it.opens.owes = int64(padded(frameHeader + len(tail) + it.chain.room() + maxCheckpoint))

@@ -11,15 +11,26 @@ const maxBatch = 4096
 // batch is the records that were submitted while the writer was busy with those before. They become durable together, in
 // one frame as a rule.
 type batch struct {
-	items []*item
+	items   []*item
+	awaited int // of them, those that somebody waits for
 	// done is closed when every record of the batch is durable or has failed.
 	done chan struct{}
 }
 
 func newBatch() *batch { return &batch{done: make(chan struct{})} }
 
-// queue hands records to the writer. A record that nobody waits for wakes nobody: it rides with the next that is
-// waited for, or goes when delay is over.
+// haste is how soon a record must be durable.
+type haste int
+
+const (
+	lazy   haste = iota // nobody waits for it: it rides with the next that is waited for, or goes when delay is over
+	soon                // somebody will wait for it in a moment: the decision of a command that may run meanwhile
+	urgent              // somebody waits
+)
+
+// queue hands records to the writer. Where several commands are under way, their decisions go together when the first of
+// them is waited for: a frame, its signature and its fdatasync then serve all of them. A single command's decision goes at
+// once, while the command runs.
 type queue struct {
 	delay time.Duration
 	wake  chan struct{} // to the writer: there is something to do
@@ -28,11 +39,12 @@ type queue struct {
 	room   sync.Cond // next was taken, or the queue closed
 	next   *batch
 	timed  bool // a timer runs for what waits
+	alone  bool // the last batch brought at most one record that somebody waits for
 	closed bool
 }
 
 func newQueue(delay time.Duration) *queue {
-	q := &queue{delay: delay, wake: make(chan struct{}, 1), next: newBatch()}
+	q := &queue{delay: delay, wake: make(chan struct{}, 1), next: newBatch(), alone: true}
 	q.room.L = &q.mu
 	return q
 }
@@ -49,13 +61,16 @@ func (q *queue) put(it *item) bool {
 	}
 	it.batch = q.next
 	q.next.items = append(q.next.items, it)
-	lazy := it.typ.lazy() && len(q.next.items) < maxBatch
-	if lazy && !q.timed {
+	waits := it.haste == lazy || it.haste == soon && !q.alone
+	if waits = waits && len(q.next.items) < maxBatch; waits && !q.timed {
 		q.timed = true
 		time.AfterFunc(q.delay, q.expire)
 	}
+	if it.haste != lazy {
+		q.next.awaited++
+	}
 	q.mu.Unlock()
-	if !lazy {
+	if !waits {
 		q.hurry()
 	}
 	return true
@@ -84,6 +99,9 @@ func (q *queue) take() (b *batch, open bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	b, q.next = q.next, newBatch()
+	if len(b.items) > 0 {
+		q.alone = b.awaited <= 1
+	}
 	q.room.Broadcast()
 	return b, !q.closed
 }
