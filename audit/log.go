@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"log/slog"
 	"strings"
@@ -30,6 +31,7 @@ type Log struct {
 	cfg    Config
 	known  note.Verifiers
 	quota  *quota
+	hashes sync.Pool // of HMACs under the hash key
 	unlock io.Closer
 
 	queue    *queue
@@ -264,9 +266,14 @@ func (l *Log) Text(exact, scrubbed string) *Text {
 		t.Scrubbed, t.Truncated = strings.ToValidUTF8(scrubbed[:maxText], ""), true
 	}
 	if len(l.cfg.HashKey) > 0 {
-		m := hmac.New(sha256.New, l.cfg.HashKey)
-		m.Write([]byte(exact))
+		m, ok := l.hashes.Get().(hash.Hash)
+		if !ok {
+			m = hmac.New(sha256.New, l.cfg.HashKey)
+		}
+		_, _ = io.WriteString(m, exact) // a hash takes everything
 		t.Hash = strictjson.EncodeBase64URL(m.Sum(nil))
+		m.Reset()
+		l.hashes.Put(m)
 	}
 	return t
 }

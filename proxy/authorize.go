@@ -153,9 +153,7 @@ func (s *Session) decisionOf(v *verified, cmd Command, d verdict, start time.Tim
 		out.Effect, out.Class, out.Reason = audit.Refuse, d.refusal.Class, clip(d.refusal.Reason, 2048)
 		return out
 	}
-	for _, m := range d.obligations.Masks {
-		out.Obligations = append(out.Obligations, audit.Obligation{Name: "mask", Value: m.String()})
-	}
+	out.Obligations = s.masksText(d.obligations.Masks)
 	if n := d.obligations.MaxRows; n > 0 {
 		out.Obligations = append(out.Obligations, audit.Obligation{Name: "limit", Value: fmt.Sprintf("rows=%d", n)})
 	}
@@ -163,6 +161,28 @@ func (s *Session) decisionOf(v *verified, cmd Command, d verdict, start time.Tim
 		out.Obligations = append(out.Obligations, audit.Obligation{Name: "record", Value: r.String()})
 	}
 	return out
+}
+
+// masksText spells masks for the record. Most commands of a session have those of the same policies.
+func (s *Session) masksText(masks []policy.MaskRule) []audit.Obligation {
+	if len(masks) == 0 {
+		return nil
+	}
+	last := s.masks.Load()
+	if last == nil || len(last.rules) != len(masks) || &last.rules[0] != &masks[0] {
+		last = &spelledMasks{rules: masks}
+		for _, m := range masks {
+			last.text = append(last.text, audit.Obligation{Name: "mask", Value: m.String()})
+		}
+		s.masks.Store(last)
+	}
+	return slices.Clip(last.text)
+}
+
+// spelledMasks are masks with their text; neither ever changes.
+type spelledMasks struct {
+	rules []policy.MaskRule
+	text  []audit.Obligation
 }
 
 func (s *Session) text(cmd Command, r policy.Recording) *audit.Text {

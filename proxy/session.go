@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/deputymesh/deputy/actor"
@@ -21,6 +22,7 @@ type Session struct {
 	opened   time.Time
 	ctx      context.Context
 	cancel   context.CancelCauseFunc
+	masks    atomic.Pointer[spelledMasks] // those of the last command
 
 	mu       sync.Mutex // guards what follows
 	current  *verified
