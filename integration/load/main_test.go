@@ -27,6 +27,8 @@ var parts = []struct {
 	{"chains", measureChains},
 	{"log", measureLog},
 	{"exchange", measureExchanges},
+	{"spawn", measureSpawn},
+	{"memory", measureMemory},
 }
 
 // TestMain makes the binary the programs that it measures as well.
@@ -35,6 +37,8 @@ func TestMain(m *testing.M) {
 		programs := map[string]func() error{
 			rungArg:           rungMain,
 			exchangeArg:       exchangeMain,
+			spawnArg:          spawnMain,
+			sitArg:            sitMain,
 			sqlparse.ChildArg: func() error { return sqlparse.ChildMain(os.Stdin, os.Stdout) },
 		}
 		if run := programs[os.Args[1]]; run != nil {

@@ -19,20 +19,25 @@ var depth3 = []string{"planner", "researcher", "worker"}
 // tmpfs holds logs that no disk slows down.
 const tmpfs = "/dev/shm"
 
-// mesh starts a mesh in front of pg with the policy of the measurements. The proxy's log lies in logs if that is not empty.
-func (b *bench) mesh(pg *testpg.Server, logs string) *testmesh.Mesh {
-	b.t.Helper()
-	// What runs for minutes at full speed is more than one task may write for long.
+// usualLimits gives a role the size of files that it has outside tests. What runs for minutes at full speed is more than one task may
+// write for long, so that limit goes.
+func usualLimits(config string) string {
 	const quota = "  quota: {records_per_second: 10000000, bytes_per_second: 200000000}\n"
-	usual := func(c string) string { return strings.Replace(c, "  segment_bytes: 1048576\n", quota, 1) }
-	return testmesh.Start(b.t, testmesh.Postgres(pg), testmesh.Policy(filepath.Join(root(b.t), "integration", "load", "testdata", "policy")),
-		testmesh.Edit("issuer", usual), testmesh.Edit("broker", usual),
+	return strings.Replace(config, "  segment_bytes: 1048576\n", quota, 1)
+}
+
+// mesh starts a mesh in front of pg with the policy of the measurements. The proxy's log lies in logs if that is not empty.
+func (b *bench) mesh(pg *testpg.Server, logs string, more ...testmesh.Option) *testmesh.Mesh {
+	b.t.Helper()
+	options := []testmesh.Option{testmesh.Postgres(pg), testmesh.Policy(filepath.Join(root(b.t), "integration", "load", "testdata", "policy")),
+		testmesh.Edit("issuer", usualLimits), testmesh.Edit("broker", usualLimits),
 		testmesh.Edit("proxy", func(c string) string {
 			if logs != "" {
 				c = strings.Replace(c, "  dir: audit\n", "  dir: "+logs+"\n", 1)
 			}
-			return usual(c)
-		}))
+			return usualLimits(c)
+		})}
+	return testmesh.Start(b.t, append(options, more...)...)
 }
 
 // onTmpfs makes a folder for the proxy's log in memory.

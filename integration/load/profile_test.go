@@ -37,6 +37,16 @@ func (b *bench) profiled(r route, name string) func() {
 	return wg.Wait
 }
 
+// profileNow collects profiles of a process as it is, if PROFILE asks for them.
+func (b *bench) profileNow(pid int, name string, kinds ...string) {
+	if b.profile == "" {
+		return
+	}
+	for _, kind := range kinds {
+		b.fetch(pid, kind, name+"."+kind)
+	}
+}
+
 func (b *bench) fetch(pid int, what, name string) {
 	socket := filepath.Join(os.Getenv(profileVariable), fmt.Sprintf("%d.sock", pid))
 	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {

@@ -34,6 +34,8 @@ func main() {
 		"flood":      flood,
 		"mask":       mask,
 		"speak":      speak,
+		"spawn":      spawnMany,
+		"runs":       runMany,
 	}
 	if len(os.Args) < 2 || acts[os.Args[1]] == nil {
 		fmt.Fprintln(os.Stderr, "agentprobe: which act?")
