@@ -31,6 +31,8 @@ func main() {
 		"restrained": restrained,
 		"pry":        pry,
 		"sleep":      sleep,
+		"lend":       lend,
+		"borrow":     borrow,
 		"flood":      flood,
 		"mask":       mask,
 		"speak":      speak,

@@ -2,15 +2,11 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"syscall"
-
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 
 	spawnv1 "github.com/deputymesh/deputy/proto/deputy/spawn/v1"
 )
@@ -59,16 +55,7 @@ func speak(ctx context.Context, args []string) error {
 		}
 	}
 	defer syscall.Kill(parent, syscall.SIGKILL)
-	file := os.NewFile(3, "issuer")
-	used := false
-	conn, err := grpc.NewClient("passthrough:issuer", grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) {
-			if used {
-				return nil, errors.New("there is one connection only")
-			}
-			used = true
-			return net.FileConn(file)
-		}))
+	conn, err := over(3)
 	if err != nil {
 		return err
 	}
