@@ -15,7 +15,7 @@ const postgresType = "deputy_postgres"
 // PostgresVerbs are the actions of a deputy_postgres capability, in sync with
 // the policy actions postgres:<verb>. Transaction control needs none.
 func PostgresVerbs() []string {
-	return []string{"select", "insert", "update", "delete", "truncate", "ddl", "admin", "call", "set", "copy", "lock"}
+	return []string{"select", "insert", "update", "delete", "truncate", "ddl", "admin", "call", "set", "copy", "lock", "listen"}
 }
 
 // PostgresDetail is a capability on PostgreSQL databases:

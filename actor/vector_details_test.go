@@ -135,7 +135,7 @@ func matchingCases() ([]namedDetails, []namedAction) {
 			details("one schema, 100 rows", pg(strs{"select", "insert"}, strs{"orders"}, strs{"sales.*"}, 100)),
 			details("one table", pg(strs{"select", "update", "call", "ddl", "set"}, strs{"orders"}, strs{"sales.orders"}, 0)),
 			details("orders in any schema", pg(strs{"select", "delete"}, strs{"orders"}, strs{"*.orders"}, 0)),
-			details("schema changes", pg(strs{"ddl", "admin", "truncate", "copy", "lock"}, strs{"orders"}, nil, 0)),
+			details("schema changes", pg(strs{"ddl", "admin", "truncate", "copy", "lock", "listen"}, strs{"orders"}, nil, 0)),
 			details("two objects, two limits", pg(strs{"select"}, strs{"orders"}, strs{"sales.*"}, 10), pg(strs{"select"}, strs{"orders"}, strs{"sales.orders"}, 1000)),
 			details("two objects, one without a limit", pg(strs{"select"}, strs{"orders"}, strs{"*.*"}, 10), pg(strs{"select"}, strs{"orders"}, strs{"sales.orders"}, 0)),
 		}, []namedAction{
@@ -162,6 +162,7 @@ func matchingCases() ([]namedDetails, []namedAction) {
 			act("call sales.orders", "call", "orders", "sales", "orders"),
 			act("call sales.refund", "call", "orders", "sales", "refund"),
 			act("call of something unnamed", "call", "orders", "", ""),
+			act("listen", "listen", "orders", "", ""),
 			act("unknown verb", "explode", "orders", "sales", "orders"),
 			act("no database", "select", "", "sales", "orders"),
 			act("table without schema", "select", "orders", "", "orders"),
@@ -215,7 +216,7 @@ var inside = map[string]string{
 	"one schema, 100 rows":    "select sales.orders|select sales.items|select without a table|select of a dotted name|select of a table called *|insert sales.items",
 	"one table":               "select sales.orders|select without a table|update sales.orders|ddl on sales.orders|set|call sales.orders",
 	"orders in any schema":    "select sales.orders|select hr.orders|select in other case|select without a table|delete sales.orders",
-	"schema changes":          "truncate sales.orders|copy sales.orders|lock sales.orders|ddl on sales.orders|ddl on the schema sales|ddl on the database|admin of the database",
+	"schema changes":          "truncate sales.orders|copy sales.orders|lock sales.orders|ddl on sales.orders|ddl on the schema sales|ddl on the database|admin of the database|listen",
 	"two objects, two limits": "select sales.orders|select sales.items|select without a table|select of a dotted name|select of a table called *",
 	"two objects, one without a limit": "select sales.orders|select sales.items|select hr.orders|select without a table|" +
 		"select in other case|select of a dotted name|select of a table called *",

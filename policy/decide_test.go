@@ -187,13 +187,13 @@ func TestTheIndexFindsWhatTheFullSetFinds(t *testing.T) {
 func TestIDsOfDifferentObjectsDiffer(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		name := rapid.StringMatching(`[a-b./%2FE]{1,6}`)
-		kind := rapid.SampledFrom([]policy.Kind{policy.KindTable, policy.KindFunction, policy.KindSetting, policy.KindDatabase})
+		kind := rapid.SampledFrom([]policy.Kind{policy.KindTable, policy.KindFunction, policy.KindSetting, policy.KindChannel, policy.KindDatabase})
 		draw := func(l string) policy.Resource {
 			r := policy.Resource{Kind: kind.Draw(rt, l), Target: "t", Database: name.Draw(rt, l)}
 			switch r.Kind {
 			case policy.KindTable, policy.KindFunction:
 				r.Schema, r.Name = name.Draw(rt, l), name.Draw(rt, l)
-			case policy.KindSetting:
+			case policy.KindSetting, policy.KindChannel:
 				r.Name = name.Draw(rt, l)
 			}
 			return r

@@ -19,6 +19,7 @@ const (
 	KindTable    Kind = "table"
 	KindFunction Kind = "function"
 	KindSetting  Kind = "setting"
+	KindChannel  Kind = "channel"
 )
 
 // maxName bounds one name of a resource, in bytes. PostgreSQL's own limit is 63.
@@ -54,6 +55,11 @@ func Setting(target, database, name string) Resource {
 	return Resource{Kind: KindSetting, Target: target, Database: database, Name: name}
 }
 
+// Channel is the resource of a channel that NOTIFY speaks on and LISTEN listens to.
+func Channel(target, database, name string) Resource {
+	return Resource{Kind: KindChannel, Target: target, Database: database, Name: name}
+}
+
 // ID is the entity id that a policy writes for the resource, such as "orders-db/shop/public.orders".
 // In names, the characters '/', '.' and '%' are percent-encoded (in database names '.' stays), so that
 // two different objects never share an id.
@@ -62,7 +68,7 @@ func (r Resource) ID() string {
 	switch r.Kind {
 	case KindTable, KindFunction:
 		return id + "/" + escape(r.Schema, true) + "." + escape(r.Name, true)
-	case KindSetting:
+	case KindSetting, KindChannel:
 		return id + "/" + escape(r.Name, false)
 	default:
 		return id
@@ -75,8 +81,8 @@ func (r Resource) String() string {
 	switch r.Kind {
 	case KindTable, KindFunction:
 		return fmt.Sprintf("%s %q.%q in %s", r.Kind, r.Schema, r.Name, place)
-	case KindSetting:
-		return fmt.Sprintf("setting %q in %s", r.Name, place)
+	case KindSetting, KindChannel:
+		return fmt.Sprintf("%s %q in %s", r.Kind, r.Name, place)
 	default:
 		return fmt.Sprintf("%s %s", r.Kind, place)
 	}
@@ -91,9 +97,9 @@ func (r Resource) check() error {
 		}
 	case KindTable, KindFunction:
 		names = append(names, r.Schema, r.Name)
-	case KindSetting:
+	case KindSetting, KindChannel:
 		if r.Schema != "" {
-			return errors.New("a setting has no schema")
+			return fmt.Errorf("a %s has no schema", r.Kind)
 		}
 		names = append(names, r.Name)
 	default:
@@ -116,6 +122,8 @@ func (r Resource) uid() types.EntityUID {
 		t = typeFunction
 	case KindSetting:
 		t = typeSetting
+	case KindChannel:
+		t = typeChannel
 	}
 	return types.NewEntityUID(t, types.String(r.ID()))
 }
@@ -137,7 +145,7 @@ func (r Resource) entities(into types.EntityMap) {
 	attrs := types.RecordMap{
 		"target": types.String(r.Target), "database": types.String(r.Database), "name": types.String(r.Name),
 	}
-	if r.Kind != KindSetting {
+	if r.Kind != KindSetting && r.Kind != KindChannel {
 		attrs["schema"] = types.String(r.Schema)
 	}
 	into[r.uid()] = types.Entity{
@@ -193,6 +201,8 @@ func parseResource(uid types.EntityUID) (Resource, error) {
 		r.Kind = KindFunction
 	case typeSetting:
 		r.Kind = KindSetting
+	case typeChannel:
+		r.Kind = KindChannel
 	default:
 		return Resource{}, fmt.Errorf("%s is not a resource type", uid.Type)
 	}
@@ -201,6 +211,7 @@ func parseResource(uid types.EntityUID) (Resource, error) {
 		KindTable:    "<target>/<database>/<schema>.<table>",
 		KindFunction: "<target>/<database>/<schema>.<function>",
 		KindSetting:  "<target>/<database>/<setting>",
+		KindChannel:  "<target>/<database>/<channel>",
 	}[r.Kind]
 	parts := strings.Split(string(uid.ID), "/")
 	if n := 3; (r.Kind == KindDatabase && len(parts) != 2) || (r.Kind != KindDatabase && len(parts) != n) {
@@ -214,7 +225,7 @@ func parseResource(uid types.EntityUID) (Resource, error) {
 			return Resource{}, fmt.Errorf("%s should read %s", uid, want)
 		}
 		r.Schema, r.Name = unescape(schema), unescape(name)
-	case KindSetting:
+	case KindSetting, KindChannel:
 		r.Name = unescape(parts[2])
 	}
 	if err := r.check(); err != nil {

@@ -31,6 +31,7 @@ const (
 	typeTable       types.EntityType = "Deputy::Table"
 	typeFunction    types.EntityType = "Deputy::Function"
 	typeSetting     types.EntityType = "Deputy::Setting"
+	typeChannel     types.EntityType = "Deputy::Channel"
 	typeGrade       types.EntityType = "Deputy::Grade"
 	typeEvidence    types.EntityType = "Deputy::Evidence"
 )

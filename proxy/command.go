@@ -73,7 +73,8 @@ func (c Command) check(target, database string) error {
 			return fmt.Errorf("%s names another target or database than its resource", a.Name())
 		}
 		same := a.Schema == op.Resource.Schema && a.Table == op.Resource.Name
-		if op.Resource.Kind == policy.KindDatabase || op.Resource.Kind == policy.KindSetting {
+		switch op.Resource.Kind {
+		case policy.KindDatabase, policy.KindSetting, policy.KindChannel:
 			same = a.Schema == "" && a.Table == ""
 		}
 		if !same {
@@ -141,7 +142,7 @@ func (c Command) objects() []audit.Object {
 		switch op.Resource.Kind {
 		case policy.KindTable, policy.KindFunction:
 			name = op.Resource.Schema + "." + op.Resource.Name
-		case policy.KindSetting:
+		case policy.KindSetting, policy.KindChannel:
 			name = op.Resource.Name
 		}
 		out = append(out, audit.Object{Kind: string(op.Resource.Kind), Name: name, Columns: op.Columns, Write: op.Write})

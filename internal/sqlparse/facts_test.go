@@ -241,3 +241,47 @@ func nameTexts(names []sqlparse.Name) []string {
 	}
 	return out
 }
+
+// TestNamesCanBeReplaced: with another name in the place that Handle gives, the statement says the same of that name.
+func TestNamesCanBeReplaced(t *testing.T) {
+	p := newPool(t, sqlparse.Config{CacheBytes: -1})
+	n := 0
+	for _, c := range readCases(t) {
+		list, err := p.Parse(t.Context(), c.sql)
+		if err != nil {
+			continue
+		}
+		for _, s := range list {
+			h := s.Handle
+			if h == [2]int{} || len(s.Unknown) > 0 {
+				continue
+			}
+			n++
+			text := s.Text[:h[0]] + "d17" + s.Text[h[1]:]
+			again, err := p.Parse(t.Context(), text)
+			if err != nil || len(again) != 1 {
+				t.Errorf("%s: %v", text, err)
+				continue
+			}
+			want, got := s, again[0]
+			if want.Cursor != "" {
+				want.Cursor = "d17"
+			} else {
+				want.Object = "d17"
+			}
+			if a, b := want.Handle, got.Handle; a[0] != b[0] || b[1]-b[0] != 3 {
+				t.Errorf("%s: the name moved from %v to %v", text, a, b)
+			}
+			want.Text, want.Start, want.Normalized, want.Handle = got.Text, got.Start, got.Normalized, got.Handle
+			if want.Kind == sqlparse.KindExecute {
+				want.Opaque = got.Opaque
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("%s (-want +got)\n%s", text, diff)
+			}
+		}
+	}
+	if n < 20 {
+		t.Errorf("only %d statements name something", n)
+	}
+}

@@ -29,6 +29,8 @@ func (s *session) back(ctx context.Context) error {
 			err = s.dataRow(ctx, size)
 		case 'd':
 			err = s.copyRow(ctx, size)
+		case 'V':
+			err = s.callResult(ctx, size)
 		default:
 			var body []byte
 			if body, err = s.up.in.body(kind, maxControl); err != nil {
@@ -88,8 +90,7 @@ func (s *session) answer(ctx context.Context, kind byte, body []byte) error {
 	case 'S':
 		return s.parameter(body)
 	case 'A':
-		// LISTEN is refused, so nobody asked for notifications.
-		return nil
+		return s.notification(ctx, body)
 	}
 	e := s.q.peek()
 	if kind == 'E' {
@@ -103,6 +104,15 @@ func (s *session) answer(ctx context.Context, kind byte, body []byte) error {
 	}
 	if e.step == stepQuery {
 		return s.queryAnswer(ctx, e, kind, body)
+	}
+	if e.step == stepCall {
+		if kind != 'Z' || len(body) != 1 || e.at == 0 && !e.failed {
+			return desync(kind, e)
+		}
+		s.settled(body[0], e.batch)
+		s.out.frame(kind, body)
+		s.q.pop()
+		return s.flush()
 	}
 	if e.step != stepSync {
 		if err := s.release(ctx, e.run); err != nil {

@@ -240,24 +240,33 @@ func (c *catalog) close() {
 	}
 }
 
+// connect makes sure of the connection; the caller holds loading.
+func (c *catalog) connect(ctx context.Context) error {
+	if c.conn != nil && !c.conn.IsClosed() {
+		return nil
+	}
+	cfg, err := c.e.connConfig(c.account, c.database, "deputy catalogue", map[string]string{
+		"default_transaction_read_only": "on", "statement_timeout": "15s",
+	})
+	if err != nil {
+		return err
+	}
+	cfg.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
+		c.may = allowance{r, maxGreeting}
+		front := pgproto3.NewFrontend(&c.may, w)
+		front.SetMaxBodyLen(maxCatalogRow)
+		return front
+	}
+	if c.conn, err = pgconn.ConnectConfig(ctx, cfg); err != nil {
+		c.conn = nil
+		return err
+	}
+	return nil
+}
+
 func (c *catalog) load(ctx context.Context) (*snapshot, error) {
-	if c.conn == nil || c.conn.IsClosed() {
-		cfg, err := c.e.connConfig(c.account, c.database, "deputy catalogue", map[string]string{
-			"default_transaction_read_only": "on", "statement_timeout": "15s",
-		})
-		if err != nil {
-			return nil, err
-		}
-		cfg.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
-			c.may = allowance{r, maxGreeting}
-			front := pgproto3.NewFrontend(&c.may, w)
-			front.SetMaxBodyLen(maxCatalogRow)
-			return front
-		}
-		if c.conn, err = pgconn.ConnectConfig(ctx, cfg); err != nil {
-			c.conn = nil
-			return nil, err
-		}
+	if err := c.connect(ctx); err != nil {
+		return nil, err
 	}
 	c.may.left = maxCatalog
 	var accounts []string

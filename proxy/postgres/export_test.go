@@ -77,3 +77,6 @@ func MaskRow(description, row []byte) ([]byte, error) {
 	err = s.flush()
 	return out.Bytes(), err
 }
+
+// WellFormedCall checks what follows the OID of a FunctionCall.
+func WellFormedCall(body []byte) bool { return wellFormedCall(&parts{b: body}) }

@@ -56,6 +56,8 @@ func (s *session) failure(ctx context.Context, e *entry, body []byte) error {
 	}
 	s.out.frame('E', body)
 	switch e.step {
+	case stepCall:
+		e.failed = true
 	case stepQuery, stepSync: // ReadyForQuery follows
 	default:
 		s.q.fail()

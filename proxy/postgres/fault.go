@@ -30,6 +30,8 @@ type fault struct {
 	detail   string
 	hint     string
 	position int
+	// severity is set for what is only a notice.
+	severity string
 	// fatal ends the session.
 	fatal bool
 }
@@ -53,7 +55,11 @@ func (f *fault) write(s *sink) {
 	if f.fatal {
 		severity = "FATAL"
 	}
-	s.begin('E')
+	kind := byte('E')
+	if f.severity != "" {
+		kind, severity = 'N', f.severity
+	}
+	s.begin(kind)
 	field := func(code byte, v string) {
 		if v != "" {
 			s.byte(code)

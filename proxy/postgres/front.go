@@ -97,7 +97,7 @@ func (s *session) message(ctx context.Context, kind byte, body []byte) error {
 	case 'X':
 		return s.terminate(ctx)
 	case 'F':
-		return s.unsupportedCall(ctx)
+		return s.functionCall(ctx, body)
 	case 'd', 'c', 'f':
 		// Left over from a COPY that was refused or failed.
 		return nil
@@ -169,6 +169,9 @@ func (s *session) authorizeAs(ctx context.Context, stmt *sqlparse.Statement, ali
 		return nil, nil, err
 	}
 	d, err := s.decide(ctx, stmt, alias)
+	if err == nil && stmt.Tag == "LISTEN" && s.listensToMany() {
+		err = objection(classUnsupported, "the session listens to too many channels")
+	}
 	if err != nil {
 		f, err := s.refuse(ctx, d.cmd, err)
 		return nil, f, err
@@ -328,15 +331,6 @@ func (s *session) refuseQuery(ctx context.Context, f *fault) error {
 		return err
 	}
 	return s.sync(ctx)
-}
-
-func (s *session) unsupportedCall(ctx context.Context) error {
-	o := objection(classUnsupported, "the fast-path function call isn't supported; use SELECT")
-	f, err := s.refuse(ctx, proxy.Command{Kind: "function call", Database: s.database, Account: s.account}, o)
-	if err != nil {
-		return err
-	}
-	return s.refuseQuery(ctx, f)
 }
 
 // sync ends a batch. Passes that were made at Parse or Bind and didn't come to an Execute end with it.

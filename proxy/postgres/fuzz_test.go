@@ -120,3 +120,31 @@ func FuzzMaskRow(f *testing.F) {
 		}
 	})
 }
+
+// FuzzFunctionCall: what is taken for well formed is read by pgproto3 to its end too.
+func FuzzFunctionCall(f *testing.F) {
+	for _, m := range []pgproto3.FunctionCall{
+		{}, {ArgFormatCodes: []uint16{1}, Arguments: [][]byte{{0, 0, 0, 1}, nil}, ResultFormatCode: 1},
+		{ArgFormatCodes: []uint16{0, 1}, Arguments: [][]byte{[]byte("a"), {}}},
+	} {
+		b, _ := m.Encode(nil)
+		f.Add(b[9:]) // behind kind, length and OID
+	}
+	f.Add([]byte("\x00\x02\x00\x01\x00\x00\x00\x01\xff\xff\xff\xff\x00\x00"))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		if !postgres.WellFormedCall(body) {
+			return
+		}
+		// pgproto3 refuses formats that PostgreSQL itself refuses only when it runs the function.
+		body = bytes.Clone(body)
+		formats := int(binary.BigEndian.Uint16(body))
+		for i := range formats {
+			binary.BigEndian.PutUint16(body[2+2*i:], uint16(i&1))
+		}
+		binary.BigEndian.PutUint16(body[len(body)-2:], 1)
+		var m pgproto3.FunctionCall
+		if err := m.Decode(append([]byte{0, 0, 0, 1}, body...)); err != nil {
+			t.Errorf("%x: %v", body, err)
+		}
+	})
+}

@@ -283,6 +283,12 @@ permit (principal in Deputy::Role::"dba", action == Deputy::Action::"postgres:ca
 permit (principal in Deputy::Role::"dba", action == Deputy::Action::"postgres:call", resource == Deputy::Function::"orders-db/shop/public.plus");
 @id("dba-opens")
 permit (principal in Deputy::Role::"dba", action == Deputy::Action::"postgres:call", resource == Deputy::Function::"orders-db/shop/public.opens");
+@id("listener")
+permit (principal in Deputy::Role::"listener", action == Deputy::Action::"postgres:listen", resource == Deputy::Channel::"orders-db/shop/jobs");
+@id("notifier")
+permit (principal in Deputy::Role::"notifier", action == Deputy::Action::"postgres:call", resource == Deputy::Function::"orders-db/shop/pg_catalog.pg_notify");
+@id("caller")
+permit (principal in Deputy::Role::"caller", action == Deputy::Action::"postgres:call", resource == Deputy::Function::"orders-db/shop/public.add_one");
 @id("view")
 permit (principal in Deputy::Role::"analyst", action == Deputy::Action::"postgres:select", resource == Deputy::Table::"orders-db/shop/public.named_view");
 @id("sleep")

@@ -121,6 +121,8 @@ func (b *opBuilder) build() error {
 		return b.relations(sqlparse.KindSelect)
 	case sqlparse.KindCopy:
 		return b.copyOps()
+	case sqlparse.KindListen, sqlparse.KindNotify:
+		return b.listen()
 	case sqlparse.KindDeallocate, sqlparse.KindClose:
 		// It ends what the session itself has.
 		b.onDatabase("connect", false, false)

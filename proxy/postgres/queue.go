@@ -17,6 +17,7 @@ const (
 	stepExecute               // rows, then CommandComplete, PortalSuspended or EmptyQueryResponse
 	stepClose                 // CloseComplete
 	stepQuery                 // any number of results, then ReadyForQuery
+	stepCall                  // FunctionCallResponse, then ReadyForQuery
 	stepSync                  // ReadyForQuery
 )
 

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/deputymesh/deputy/internal/mask"
 )
 
@@ -53,11 +55,15 @@ type session struct {
 	// What the back alone uses.
 	copyingOut bool // the target is in the midst of a COPY TO STDOUT
 	cut        bool // a frame is half written: nothing more can be said
+	// notifications bounds how many of them come; tooMany says that the last was dropped for that.
+	notifications *rate.Limiter
+	tooMany       bool
 
 	mu sync.Mutex
 	// idleAfter is the number of the last Sync after which no transaction was open.
 	idleAfter int
-	defined   bool // definitions may have changed since the last ReadyForQuery outside a transaction
+	channels  map[string]bool // LISTEN was sent for them
+	defined   bool            // definitions may have changed since the last ReadyForQuery outside a transaction
 }
 
 // errTerminate says that the agent ended the session as one should.
@@ -76,6 +82,7 @@ func newSession(e *Engine, core Session, client net.Conn, up *upstream) (*sessio
 		e: e, core: core, client: client, in: newFrames(client, &e.buffers), out: newSink(client, &e.buffers), up: up, q: newQueue(),
 		log: e.cfg.Logger.With("session", core.ID(), "target", e.name), keyed: keyed,
 		statements: map[string]*prepared{}, portals: map[string]*portal{}, batch: 1,
+		channels: map[string]bool{}, notifications: rate.NewLimiter(notificationRate, notificationBurst),
 	}
 	s.resolve = s.resolveNames
 	return s, nil

@@ -11,15 +11,8 @@ import (
 
 // query handles a simple Query. All its statements are decided before any is sent.
 func (s *session) query(ctx context.Context, text string) error {
-	if s.open {
-		// Extended messages wait without a Sync: whether they failed decides what becomes of the Query.
-		if err := s.settle(ctx, 0); err != nil {
-			return err
-		}
-		if s.q.skips() {
-			return nil
-		}
-		s.open = false
+	if skipped, err := s.beginQuery(ctx); err != nil || skipped {
+		return err
 	}
 	list, f, err := s.facts(ctx, text)
 	if err != nil {
@@ -77,6 +70,22 @@ func (s *session) query(ctx context.Context, text string) error {
 	o.cstring(joined(text, runs))
 	o.end()
 	return nil
+}
+
+// beginQuery says whether the target skips a Query or FunctionCall that comes now. Where extended messages wait without a
+// Sync, whether they failed decides that.
+func (s *session) beginQuery(ctx context.Context) (skipped bool, err error) {
+	if !s.open {
+		return false, nil
+	}
+	if err := s.settle(ctx, 0); err != nil {
+		return false, err
+	}
+	if s.q.skips() {
+		return true, nil
+	}
+	s.open = false
+	return false, nil
 }
 
 // joined is the text for the target: the agent's own, unless a statement has another.
@@ -140,6 +149,9 @@ func passFault(err error) error {
 // note remembers what later decisions need to know about statements that are on their way.
 func (s *session) note(runs []*run) {
 	for _, r := range runs {
+		if r.d.stmt.Tag == "LISTEN" {
+			s.listens(r.d.stmt.Object)
+		}
 		if r.d.calls {
 			s.called, s.calledIn = true, s.batch
 		}

@@ -6,7 +6,7 @@ import ids
 from refusal import Refused, demand
 from strictjson import array_of, integer, object_of, string
 
-VERBS = "select insert update delete truncate ddl admin call set copy lock".split()
+VERBS = "select insert update delete truncate ddl admin call set copy lock listen".split()
 _NO_IDENTIFIER = re.compile('[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff.*"]')
 
 
