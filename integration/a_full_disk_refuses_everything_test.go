@@ -123,12 +123,8 @@ func smallDisk(t *testing.T, m *testmesh.Mesh, role *testmesh.Process, name stri
 	}
 	role.Stop()
 	dir := m.LogDir(name)
-	info, err := os.Stat(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	owner := info.Sys().(*syscall.Stat_t)
-	d := &disk{dir: dir, owner: fmt.Sprintf("uid=%d,gid=%d,mode=700", owner.Uid, owner.Gid)}
+	uid, gid := ownerOf(t, dir)
+	d := &disk{dir: dir, owner: fmt.Sprintf("uid=%d,gid=%d,mode=700", uid, gid)}
 	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("size=%d,%s", size, d.owner)); err != nil {
 		t.Fatalf("mounting a small disk: %v", err)
 	}
@@ -143,4 +139,14 @@ func (d *disk) resize(t *testing.T, size int64) {
 	if err := unix.Mount("tmpfs", d.dir, "tmpfs", unix.MS_REMOUNT|unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("size=%d,%s", size, d.owner)); err != nil {
 		t.Fatalf("making the disk larger: %v", err)
 	}
+}
+
+func ownerOf(t *testing.T, path string) (uid, gid int) {
+	t.Helper()
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	owner := info.Sys().(*syscall.Stat_t)
+	return int(owner.Uid), int(owner.Gid)
 }

@@ -3,6 +3,7 @@ package testmesh
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"strings"
@@ -194,6 +195,16 @@ func (p *Process) Begin() {
 	p.t.Helper()
 	p.start()
 	p.AwaitReady()
+}
+
+// Command runs the same program to its end, under the same uid, for a start that is refused.
+func (p *Process) Command() Command {
+	c := Command{Args: p.args}
+	if Isolated() {
+		uid := fmt.Sprint(p.uid)
+		c.Args = append([]string{"setpriv", "--reuid=" + uid, "--regid=" + uid, "--clear-groups"}, p.args...)
+	}
+	return c
 }
 
 // Resume is Begin without the wait.
