@@ -23,9 +23,12 @@ type cache struct {
 
 type cacheKey [sha256.Size]byte
 
-// window is when a certificate path is valid. The zero window is for signatures
-// by bare keys, which have none.
-type window struct{ notBefore, notAfter time.Time }
+// window is when a certificate path is valid, and by whose word. The zero window
+// is for signatures by bare keys, which have none.
+type window struct {
+	notBefore, notAfter time.Time
+	authority           AuthorityHash
+}
 
 func (w window) holds(now time.Time) bool {
 	return w == window{} || !now.Before(w.notBefore) && !now.After(w.notAfter)

@@ -1,7 +1,10 @@
 package actor
 
 import (
+	"crypto/sha256"
+	"crypto/x509"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/deputymesh/deputy/internal/strictjson"
@@ -119,7 +122,15 @@ type HopGrant struct {
 type limits struct {
 	statements   time.Time // earliest exp of token and grants, and end of session
 	certificates time.Time // earliest notAfter
+	// authorities are those of the bundle that the paths ended in.
+	authorities []AuthorityHash
 }
+
+// AuthorityHash is the SHA-256 of an authority's certificate.
+type AuthorityHash [sha256.Size]byte
+
+// HashAuthority names an authority of a trust bundle.
+func HashAuthority(c *x509.Certificate) AuthorityHash { return sha256.Sum256(c.Raw) }
 
 func (l limits) expires() time.Time {
 	if l.certificates.Before(l.statements) {
@@ -134,9 +145,13 @@ func (l *limits) statement(t time.Time) {
 	}
 }
 
-func (l *limits) certificate(t time.Time) {
-	if l.certificates.IsZero() || t.Before(l.certificates) {
-		l.certificates = t
+// path takes in a certificate path that was used.
+func (l *limits) path(w window) {
+	if l.certificates.IsZero() || w.notAfter.Before(l.certificates) {
+		l.certificates = w.notAfter
+	}
+	if !slices.Contains(l.authorities, w.authority) {
+		l.authorities = append(l.authorities, w.authority)
 	}
 }
 
@@ -178,13 +193,25 @@ func (c *Chain) LowestGrade() Grade {
 // Recheck is what comes before every command: the times, and the revocations as
 // they are now. It never uses a cache.
 func (c *Chain) Recheck(now time.Time, r Revocations) error {
-	if c.limits == (limits{}) || r == nil {
+	if c.limits.statements.IsZero() || r == nil {
 		return refuse(ClassExpired, "this chain did not come from a verifier")
 	}
 	if !now.Before(c.limits.statements.Add(Skew)) || now.After(c.limits.certificates) {
 		return refuse(ClassExpired, "the chain ended at %s", c.Expires.Format(time.RFC3339))
 	}
 	return checkRevocations(r, c.RevocationKeys())
+}
+
+// VouchedFor says whether each certificate path of the chain still ends in an
+// authority of the bundle, so that what an authority said doesn't outlive the
+// trust in it. known are the bundle's authorities as they are now.
+func (c *Chain) VouchedFor(known map[AuthorityHash]bool) bool {
+	for _, a := range c.limits.authorities {
+		if !known[a] {
+			return false
+		}
+	}
+	return len(c.limits.authorities) > 0
 }
 
 // Match asks the capability alone; policy comes after it.

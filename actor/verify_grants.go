@@ -72,7 +72,8 @@ func (v *Verifier) path(chain []*x509.Certificate, now time.Time) (window, error
 	if err != nil {
 		return window{}, err
 	}
-	w := window{notBefore: chain[0].NotBefore, notAfter: chain[0].NotAfter}
+	anchor := paths[0][len(paths[0])-1]
+	w := window{notBefore: chain[0].NotBefore, notAfter: chain[0].NotAfter, authority: HashAuthority(anchor)}
 	for _, c := range paths[0] {
 		if c.NotBefore.After(w.notBefore) {
 			w.notBefore = c.NotBefore
@@ -175,7 +176,7 @@ func (s *verification) grant(g *Grant, form jws, before link, txn string, subjec
 	if g.Expires.After(g.Chain[0].NotAfter) {
 		return refuse(ClassGrantOutlivesSVID, "exp lies after the end of the delegator's SVID")
 	}
-	s.limits.certificate(w.notAfter)
+	s.limits.path(w)
 	if before.hash != "" && g.Previous != before.hash {
 		return refuse(ClassGrantPrevious, "prh is not the hash of the statement before")
 	}

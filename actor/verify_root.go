@@ -172,7 +172,7 @@ func (s *verification) subject(ctx context.Context, raw string) (*Subject, error
 	if last, ok := s.newest(); ok {
 		out.Cap, out.Left, out.Head = last.cap, last.left, last.hash
 	}
-	s.limits.certificate(s.peer.window.notAfter)
+	s.limits.path(s.peer.window)
 	out.Expires = s.limits.expires()
 	if err := checkRevocations(s.v.cfg.Revocations, out.RevocationKeys()); err != nil {
 		return nil, err

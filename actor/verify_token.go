@@ -64,7 +64,7 @@ func (s *verification) presented(c Credential) error {
 	case subtle.ConstantTimeCompare([]byte(c.Token.Certificate), []byte(CertificateHash(s.peer.leaf))) != 1:
 		return refuse(ClassPresenterBinding, "the token is bound to another certificate; exchange again after a rotation")
 	}
-	s.limits.certificate(s.peer.window.notAfter)
+	s.limits.path(s.peer.window)
 	return nil
 }
 

@@ -174,11 +174,19 @@ func (c *Core) Run(ctx context.Context) {
 	}
 }
 
-// sweep ends what may not live on.
+// sweep ends what may not live on: what ran out, and what an authority vouched for that left the trust bundle.
 func (c *Core) sweep() {
+	known := map[actor.AuthorityHash]bool{}
+	if bundle, err := c.cfg.Bundles.GetX509BundleForTrustDomain(c.cfg.TrustDomain); err == nil {
+		for _, a := range bundle.X509Authorities() {
+			known[actor.HashAuthority(a)] = true
+		}
+	}
 	for _, s := range c.sessions.all() {
 		if r := s.recheck(); r != nil {
 			s.end(&Ended{Class: r.Class, Reason: r.Reason})
+		} else if !s.Chain().VouchedFor(known) {
+			s.end(&Ended{Class: ClassRevoked, Reason: "the session was ended: the authority that vouched for an agent of its chain is not trusted any more"})
 		}
 	}
 }

@@ -32,6 +32,7 @@ type brokerStream struct {
 	send  chan feed.Update
 	acks  chan feed.Ack
 	cut   context.CancelFunc
+	gone  <-chan struct{}
 }
 
 func (b *broker) Sync(stream feedv1.Feed_SyncServer) error {
@@ -45,7 +46,7 @@ func (b *broker) Sync(stream feedv1.Feed_SyncServer) error {
 	if err != nil || msg.Hello == nil {
 		return err
 	}
-	s := &brokerStream{hello: *msg.Hello, send: make(chan feed.Update, 16), acks: make(chan feed.Ack, 16), cut: cancel}
+	s := &brokerStream{hello: *msg.Hello, send: make(chan feed.Update, 16), acks: make(chan feed.Ack, 16), cut: cancel, gone: ctx.Done()}
 	go func() {
 		for {
 			in, err := stream.Recv()

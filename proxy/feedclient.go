@@ -75,6 +75,11 @@ func RunFeed(ctx context.Context, cfg FeedConfig) error {
 // syncOnce connects, opens one stream and applies what comes until it breaks. It reports whether anything
 // was applied. Each stream has a connection of its own, so that a new SVID is shown after a rotation.
 func syncOnce(ctx context.Context, cfg FeedConfig, tlsCfg *tls.Config) (applied bool, err error) {
+	trusted, err := cfg.Bundles.GetX509BundleForTrustDomain(cfg.Broker.TrustDomain())
+	if err != nil {
+		return false, fmt.Errorf("opening the feed: %w", err)
+	}
+	trusted = trusted.Clone()
 	conn, err := grpc.NewClient(cfg.Address,
 		grpc.WithTransportCredentials(credentials.NewTLS(tlsCfg)),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(feed.MaxMessage)),
@@ -111,6 +116,10 @@ func syncOnce(ctx context.Context, cfg FeedConfig, tlsCfg *tls.Config) (applied 
 		update, err := feed.UpdateFromProto(msg)
 		if err != nil {
 			return applied, fmt.Errorf("reading the feed: %w", err)
+		}
+		// Who speaks was verified when the connection began. Where trust in authorities changes, it is asked again.
+		if now, err := cfg.Bundles.GetX509BundleForTrustDomain(cfg.Broker.TrustDomain()); err != nil || !now.Equal(trusted) {
+			return applied, errors.New("reading the feed: the trust bundle changed; connecting again")
 		}
 		if first && update.Kind != feed.Snapshot {
 			return applied, errors.New("reading the feed: the broker didn't begin with a snapshot")
