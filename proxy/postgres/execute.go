@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"fmt"
+	"math"
 
 	"github.com/deputymesh/deputy/proxy"
 )
@@ -86,10 +87,13 @@ func (s *session) executeLimited(ctx context.Context, r *run, upstream string, r
 			return err
 		}
 	}
-	r.limited, r.allowed = true, max(r.limit-counted.rows, 0)
-	ask := int(min(r.allowed+1, 1<<31-1))
-	if rows > 0 && rows < ask {
-		ask = rows
+	ask := rows
+	r.limited, r.allowed = true, math.MaxInt64
+	if r.limit > 0 {
+		r.allowed = max(r.limit-counted.rows, 0)
+		if ask = int(min(r.allowed+1, 1<<31-1)); rows > 0 {
+			ask = min(ask, rows)
+		}
 	}
 	done := make(chan struct{})
 	if r.copiesOut() {

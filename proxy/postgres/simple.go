@@ -23,17 +23,21 @@ func (s *session) query(ctx context.Context, text string) error {
 	}
 	var runs []*run
 	var undo []func()
+	limited, takesRows := false, false
 	for i := range list {
 		r, f, err := s.authorize(ctx, &list[i])
 		if err != nil {
 			return err
 		}
-		if f == nil && len(list) > 1 && r.limit > 0 {
-			f, err = s.refuse(ctx, r.d.cmd, objection(classUnsupported, "the number of rows is limited, which this proxy can do for one statement at a time only; send them one by one"))
-			if err != nil {
-				return err
+		if f == nil {
+			limited, takesRows = limited || r.limit > 0, takesRows || r.copiesIn()
+			if limited && takesRows {
+				f, err = s.refuse(ctx, r.d.cmd, objection(classUnsupported, "the number of rows is limited, and COPY FROM STDIN can't stand beside that in one text; send them one by one"))
+				if err != nil {
+					return err
+				}
+				runs = append(runs, r)
 			}
-			runs = append(runs, r)
 		}
 		if f != nil {
 			for _, r := range runs {
@@ -55,8 +59,8 @@ func (s *session) query(ctx context.Context, text string) error {
 		return err
 	}
 	s.note(runs)
-	if len(runs) == 1 && runs[0].limit > 0 {
-		return s.limitedQuery(ctx, runs[0])
+	if limited {
+		return s.limitedQuery(ctx, runs)
 	}
 	e := &entry{step: stepQuery, runs: runs, batch: s.batch}
 	s.expectCopy(e, runs...)
@@ -163,30 +167,46 @@ func (s *session) note(runs []*run) {
 	}
 }
 
-// limitedQuery runs one statement of a simple Query through a portal, which can stop after a number of rows. More rows
-// than the limit end it with an error, as if the target had failed: what the statement changed is undone.
-func (s *session) limitedQuery(ctx context.Context, r *run) error {
-	o := s.up.out
-	steps := []*entry{
+// limitedQuery runs the statements of a simple Query through portals, which can stop after a number of rows, one behind the
+// other and before one Sync: as in a Query, they are one transaction. More rows than the limit end it with an error, as if the
+// target had failed: what the statements changed is undone.
+func (s *session) limitedQuery(ctx context.Context, runs []*run) error {
+	for i, r := range runs {
+		ok, err := s.throughPortal(ctx, r)
+		if err != nil {
+			return err
+		}
+		if !ok || s.failed || s.q.skips() {
+			for _, r := range runs[i:] {
+				r.dropped() // but for the one that failed, whose outcome is known
+			}
+			break
+		}
+	}
+	return s.sync(ctx)
+}
+
+// throughPortal runs one statement by a portal and waits for its end. It says false if the target skipped it.
+func (s *session) throughPortal(ctx context.Context, r *run) (bool, error) {
+	for _, e := range []*entry{
 		{step: stepParse, hidden: true, run: r},
 		{step: stepBind, hidden: true, run: r},
 		{step: stepDescribeP, run: r},
-	}
-	for _, e := range steps {
+	} {
 		e.scrub = r.touched
-		if ok, err := s.send(ctx, e); err != nil {
-			return err
-		} else if !ok {
-			return errQueueClosed
+		if ok, err := s.send(ctx, e); err != nil || !ok {
+			return false, err
 		}
 	}
+	o := s.up.out
 	o.begin('P')
 	o.cstring("")
 	o.cstring(r.text())
 	o.int16(0)
 	o.end()
+	counted := r.counter(&portal{})
 	formats := []byte{0, 0, 0, 0, 0, 0}
-	if c := r.counter(&portal{}); c.binary {
+	if counted.binary {
 		formats = []byte{0, 0, 0, 0, 0, 1, 0, 1}
 	}
 	s.writeBind("", "", formats)
@@ -194,8 +214,5 @@ func (s *session) limitedQuery(ctx context.Context, r *run) error {
 	o.byte('P')
 	o.cstring("")
 	o.end()
-	if err := s.executeLimited(ctx, r, "", 0, true, r.counter(&portal{})); err != nil {
-		return err
-	}
-	return s.sync(ctx)
+	return true, s.executeLimited(ctx, r, "", 0, true, counted)
 }
