@@ -105,9 +105,16 @@ func (c *Core) verify(ctx context.Context, t *servedTarget, peer Peer, credentia
 func (c *Core) enter(s *Session, v *verified) *Refusal {
 	c.opening.Lock()
 	defer c.opening.Unlock()
-	task := feed.Match{Kind: feed.Task, Value: v.chain.Txn}
-	if c.live >= c.cfg.MaxSessions || c.sessions.count(task) >= c.cfg.MaxSessionsPerTask {
+	others := c.sessions.matching(feed.Match{Kind: feed.Task, Value: v.chain.Txn})
+	if c.live >= c.cfg.MaxSessions || len(others) >= c.cfg.MaxSessionsPerTask {
 		return &Refusal{Class: ClassQuota, Reason: "too many connections are open; close some and try again"}
+	}
+	for _, o := range others {
+		// A pool of connections presents one credential over and over: what is derived from it is kept once.
+		if was := o.state(); o.target == s.target && was.chain.Digest == v.chain.Digest && was.chain.Expires.Equal(v.chain.Expires) {
+			v.chain, v.subject = was.chain, was.subject
+			break
+		}
 	}
 	keys := v.chain.RevocationKeys()
 	if err := c.cfg.State.admit(keys, func() error { return c.sessions.put(s, keys) }); err != nil {

@@ -74,8 +74,6 @@ func (t *sessions) matching(m feed.Match) []*Session { return t.list("match", ma
 
 func (t *sessions) all() []*Session { return t.list("id") }
 
-func (t *sessions) count(m feed.Match) int { return len(t.matching(m)) }
-
 func (t *sessions) list(index string, args ...any) []*Session {
 	it, err := t.db.Txn(false).Get(sessionTable, index, args...)
 	if err != nil {
