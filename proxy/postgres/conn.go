@@ -23,6 +23,21 @@ func (e *Engine) serve(ctx context.Context, conn net.Conn) {
 		_ = tcp.SetKeepAlivePeriod(30 * time.Second)
 	}
 	_ = conn.SetDeadline(time.Now().Add(e.cfg.StartupTimeout))
+	// Handshake and verification want a deep stack. On a goroutine of its own it is given back: most of its life a session is idle.
+	greeted := make(chan *session)
+	go func() { greeted <- e.greet(ctx, conn) }()
+	s := <-greeted
+	if s == nil {
+		return
+	}
+	_ = conn.SetDeadline(time.Time{})
+	defer e.cancels.remove(s)
+	reason, detail := s.run(ctx)
+	s.core.Close(reason, detail)
+}
+
+// greet brings a connection to its session; nil if it doesn't come to that, and then the peer knows why.
+func (e *Engine) greet(ctx context.Context, conn net.Conn) *session {
 	// A shutdown doesn't wait for peers that haven't said anything yet.
 	early, started := context.WithCancel(ctx)
 	stop := context.AfterFunc(early, func() {
@@ -36,32 +51,29 @@ func (e *Engine) serve(ctx context.Context, conn net.Conn) {
 	secured, p, err := e.secure(early, conn)
 	if err != nil {
 		e.turnAway(conn, "startup", err)
-		return
+		return nil
 	}
 	if secured == nil {
-		return // it was a plain cancel
+		return nil // it was a plain cancel
 	}
-	defer secured.Close()
 	if p.code == codeCancel {
+		defer secured.Close()
 		key, err := p.cancel()
 		if err != nil {
 			e.cfg.Core.Count("startup")
-			return
+			return nil
 		}
 		e.cancel(ctx, key, peerID(secured))
-		return
+		return nil
 	}
 	g := &greeting{e: e, conn: secured, out: newSink(secured, &e.buffers)}
 	s, err := g.run(early, p)
 	if err != nil {
 		e.turnAway(secured, "authentication", err)
-		return
+		_ = secured.Close()
+		return nil
 	}
-	stop()
-	_ = conn.SetDeadline(time.Time{})
-	defer e.cancels.remove(s)
-	reason, detail := s.run(ctx)
-	s.core.Close(reason, detail)
+	return s
 }
 
 // turnAway tells a peer that isn't let in why, if that is for its eyes.
