@@ -60,7 +60,26 @@ func (osFS) Lock(dir string) (io.Closer, error) {
 		}
 		return nil, fmt.Errorf("locking %s: %w", dir, err)
 	}
-	return f, nil
+	return &lock{f}, nil
+}
+
+// lock is the lock of a log's folder.
+type lock struct{ *os.File }
+
+// Held implements [Holder]: the lock file in the folder is still the one that is locked.
+func (l *lock) Held() error {
+	mine, err := l.Stat()
+	if err != nil {
+		return err
+	}
+	there, err := os.Lstat(l.Name())
+	if err != nil {
+		return fmt.Errorf("the folder was replaced: %w", err)
+	}
+	if !os.SameFile(mine, there) {
+		return fmt.Errorf("the folder was replaced: %s isn't the file that was locked", l.Name())
+	}
+	return nil
 }
 
 type osFile struct{ *os.File }

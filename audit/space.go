@@ -11,6 +11,19 @@ type Space interface {
 	Free(dir string) (free, total int64, err error)
 }
 
+// Holder is what the lock of an [FS] offers that can tell whether its folder is still the one that was locked.
+type Holder interface {
+	Held() error
+}
+
+// held finds that the folder was moved away or replaced: then segments would go where the log isn't.
+func (w *writer) held() error {
+	if h, ok := w.l.unlock.(Holder); ok {
+		return h.Held()
+	}
+	return nil
+}
+
 const (
 	maxDefaultFree = 1 << 30
 	// defaultFreePart of the disk is left free.

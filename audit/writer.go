@@ -273,6 +273,9 @@ func (w *writer) estimate(items []*item) int {
 
 // periodic makes the records of a heartbeat.
 func (w *writer) periodic() []*item {
+	if err := w.held(); err != nil {
+		w.poison("looking at the folder", err)
+	}
 	hb := &Heartbeat{Interval: Microseconds(w.l.cfg.Heartbeat.Microseconds()), Open: len(w.open)}
 	return append(w.aggregates(), w.owedItem(Record{Event: hb}))
 }

@@ -57,6 +57,9 @@ func (w *writer) prepareBelow() bool {
 func (w *writer) makeSegment(number int64, leaveFree bool) preparation {
 	fsys, dir, size := w.l.cfg.FS, w.l.cfg.Dir, w.l.cfg.SegmentSize
 	name := filepath.Join(dir, segmentName(number))
+	if err := w.held(); err != nil {
+		return preparation{err: fmt.Errorf("preparing %s: %w", segmentName(number), err)}
+	}
 	if err := w.mayGrow(); leaveFree && err != nil {
 		return preparation{err: fmt.Errorf("preparing %s: %w", segmentName(number), err)}
 	}
