@@ -99,7 +99,7 @@ func TestOneUserCannotFillTheDisk(t *testing.T) {
 	clock := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 	cfg.FS, cfg.SegmentSize, cfg.Now = d, 16<<20, func() time.Time { return clock }
 	q := audit.DefaultQuota()
-	q.DiskShare = 1.0 / 40 // of some 4 GB
+	q.DiskShare = 1.0 / 64 // of some 4 GB
 	cfg.Quota = &q
 	l, err := audit.Open(cfg)
 	if err != nil {
@@ -123,8 +123,8 @@ func TestOneUserCannotFillTheDisk(t *testing.T) {
 		t.Fatal("nobody stopped him")
 		return 0
 	}
-	if n := fill(); n < 60<<20 || n > 110<<20 {
-		t.Errorf("he wrote %d bytes, a fortieth is some 100 MB", n)
+	if n := fill(); n < 50<<20 || n > 66<<20 {
+		t.Errorf("he wrote %d bytes, a 64th is some 64 MB", n)
 	}
 	// Evidence, too, in a task that is known as his.
 	if _, err := l.PutCredential(context.Background(), audit.CredentialInput{
@@ -136,7 +136,7 @@ func TestOneUserCannotFillTheDisk(t *testing.T) {
 	other.User.Subject = "bob"
 	mustAppend(t, l, allow(other))
 	clock = clock.Add(12 * time.Hour)
-	if n := fill(); n < 30<<20 || n > 60<<20 {
+	if n := fill(); n < 24<<20 || n > 36<<20 {
 		t.Errorf("half a day later he wrote %d bytes, want half of it", n)
 	}
 	if err := l.Close(); err != nil {
