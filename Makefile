@@ -63,8 +63,9 @@ crossbuild: ## Build the parts that must build without cgo
 fmt: ## Format the Go code
 	gofmt -w $$(git ls-files '*.go')
 
-vectors: ## Write the test vectors of actor/ again
+vectors: ## Write the test vectors of actor/ and audit/ again
 	$(GO) test ./actor -run TestVectors -update
+	$(GO) test ./audit -run TestLogVectorsAreUpToDate -update
 
 proto: ## Generate Go code from proto/ (needs protoc: Debian's protobuf-compiler and libprotobuf-dev)
 	@mkdir -p $(CACHE)/bin

@@ -99,6 +99,8 @@ func (c *Chain) check() error {
 		return errors.New("no txn")
 	case c.User.Subject == "":
 		return errors.New("no user")
+	case c.RootEvidence != actor.RootVerified && c.RootEvidence != actor.RootBroker:
+		return fmt.Errorf("unknown root_evidence %q", c.RootEvidence)
 	case len(c.Hops) == 0 || c.Hops[0].Kind != actor.HopUser:
 		return errors.New("the first hop isn't the user")
 	}

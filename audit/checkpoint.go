@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -57,6 +58,15 @@ func openCheckpoint(msg []byte, known note.Verifiers) (Checkpoint, error) {
 	n, err := note.Open(msg, known)
 	if err != nil {
 		return Checkpoint{}, fmt.Errorf("checkpoint of %d records: %w", cp.Size, err)
+	}
+	if strings.Count(n.Text, "\n") != 3 {
+		return Checkpoint{}, fmt.Errorf("checkpoint of %d records: lines behind its root", cp.Size)
+	}
+	// note.Open takes stray bits, so one signature could be written in several ways.
+	for _, s := range slices.Concat(n.Sigs, n.UnverifiedSigs) {
+		if _, err := base64.StdEncoding.Strict().DecodeString(s.Base64); err != nil {
+			return Checkpoint{}, fmt.Errorf("checkpoint of %d records: signature by %q: %w", cp.Size, s.Name, err)
+		}
 	}
 	for _, s := range n.Sigs {
 		if s.Name == cp.Origin {

@@ -21,10 +21,15 @@ import (
 // credentials repeats the verification of every credential that records rest on.
 type credentials struct {
 	keys    *Keys
-	kept    map[Digest]*Evidence
+	kept    map[evidenceName][]byte
 	results map[Digest]*credentialResult
-	chains  map[Digest]error // by the digest of the chain's bytes
 	report  CredentialReport
+}
+
+// evidenceName: the same bytes may be kept as evidence of several kinds.
+type evidenceName struct {
+	digest Digest
+	kind   string
 }
 
 type credentialResult struct {
@@ -33,41 +38,41 @@ type credentialResult struct {
 }
 
 func newCredentials(keys *Keys) *credentials {
-	return &credentials{keys: keys, kept: make(map[Digest]*Evidence), results: make(map[Digest]*credentialResult), chains: make(map[Digest]error)}
+	return &credentials{keys: keys, kept: make(map[evidenceName][]byte), results: make(map[Digest]*credentialResult)}
 }
 
-func (c *credentials) keep(e *Evidence) { c.kept[e.Digest] = e }
+func (c *credentials) keep(e *Evidence) { c.kept[evidenceName{e.Digest, e.Kind}] = e.Data }
 
-// check holds the chain of a record against the credential that was kept for it.
+// check holds a chain against the credential that was kept for it, where the chain is stated, and a decision against the
+// end of its chain.
 func (c *credentials) check(r *Record) error {
+	if stated, ok := r.Event.(*ChainStated); ok {
+		return c.stated(stated.Chain)
+	}
 	if r.Chain == nil {
 		return nil
 	}
 	c.report.Records++
-	if d := r.Chain.Presented; d != "" {
-		if _, err := c.part(d, KindSubject); err != nil {
-			return err
-		}
-	}
 	if r.Chain.Verification == "" {
 		c.report.Without++
 		return nil
-	}
-	err, ok := c.chains[r.chain]
-	if !ok {
-		err = c.compare(r.Chain)
-		if len(c.chains) >= 4096 {
-			clear(c.chains)
-		}
-		c.chains[r.chain] = err
-	}
-	if err != nil {
-		return err
 	}
 	if d, isDecision := r.Event.(*Decision); isDecision && d.Effect == Allow && r.Time.After(r.Chain.Expires.Add(actor.Skew)) {
 		return fmt.Errorf("allowed at %s on a chain that ended at %s", r.Time.Format(time.RFC3339), r.Chain.Expires.Format(time.RFC3339))
 	}
 	return nil
+}
+
+func (c *credentials) stated(chain *Chain) error {
+	if chain.Presented != "" {
+		if _, err := c.part(chain.Presented, KindSubject); err != nil {
+			return err
+		}
+	}
+	if chain.Verification == "" {
+		return nil
+	}
+	return c.compare(chain)
 }
 
 func (c *credentials) compare(chain *Chain) error {
@@ -114,11 +119,11 @@ func withoutWords(c *Chain) ([]byte, error) {
 }
 
 func (c *credentials) part(d Digest, kind string) ([]byte, error) {
-	e := c.kept[d]
-	if e == nil || e.Kind != kind {
+	data, ok := c.kept[evidenceName{d, kind}]
+	if !ok {
 		return nil, fmt.Errorf("no evidence %s of kind %s stands before it", d, kind)
 	}
-	return e.Data, nil
+	return data, nil
 }
 
 func (c *credentials) certificates(list []Digest) ([]*x509.Certificate, error) {
@@ -307,8 +312,11 @@ func (o *offlineTokens) VerifyIDToken(_ context.Context, raw string) (actor.Iden
 }
 
 func verifiedByAny(jws *jose.JSONWebSignature, set *jose.JSONWebKeySet) bool {
-	kid := jws.Signatures[0].Header.KeyID
+	kid, alg := jws.Signatures[0].Header.KeyID, jws.Signatures[0].Header.Algorithm
 	for _, k := range set.Keys {
+		if k.Use != "" && k.Use != "sig" || k.Algorithm != "" && k.Algorithm != alg {
+			continue
+		}
 		if kid != "" && k.KeyID != "" && k.KeyID != kid || !k.IsPublic() {
 			continue
 		}

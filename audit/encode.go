@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"github.com/deputymesh/deputy/internal/strictjson"
 )
 
@@ -108,6 +110,9 @@ func ParseRecord(data []byte) (*Record, error) {
 	}
 	if w.Version != SchemaVersion {
 		return nil, fmt.Errorf("audit record %s: schema version %d; this program reads %d", w.ID, w.Version, SchemaVersion)
+	}
+	if source, err := spiffeid.FromString(w.Source); err != nil || source.Path() == "" {
+		return nil, fmt.Errorf("audit record %s: source %q is no SPIFFE ID of a role", w.ID, clip(w.Source, 80))
 	}
 	if w.Seq < 0 {
 		return nil, errors.New("audit record: a negative seq")

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"errors"
+	"fmt"
 	"time"
 )
 
@@ -149,6 +150,12 @@ func (e *Masked) check() error {
 	}
 	return nil
 }
-func (e *Completed) check() error      { return need("status", e.Status) }
+func (e *Completed) check() error {
+	switch e.Status {
+	case "ok", "error", "cancelled", "cut", "not_sent":
+		return nil
+	}
+	return fmt.Errorf("completed: unknown status %q", clip(e.Status, 40))
+}
 func (e *OutcomeUnknown) check() error { return need("reason", e.Reason) }
 func (e *Refused) check() error        { return need("class", e.Class) }

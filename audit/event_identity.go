@@ -151,7 +151,10 @@ func (*PolicyLoaded) EventType() Type  { return TypePolicyLoaded }
 
 func (e *SignIn) check() error { return errors.Join(needResult(e.Result), need("iss", e.Issuer)) }
 func (e *SessionOpened) check() error {
-	return need("root_type", e.RootType, "iss", e.Issuer, "sub", e.Subject, "first_agent", e.FirstAgent)
+	if e.RootType != "verified" && e.RootType != "asserted" {
+		return errors.New("session_opened: root_type must be verified or asserted")
+	}
+	return need("iss", e.Issuer, "sub", e.Subject, "first_agent", e.FirstAgent)
 }
 func (e *SessionEnded) check() error { return need("reason", e.Reason) }
 func (e *Exchange) check() error {

@@ -28,6 +28,12 @@ func ParseDigest(s string) (Digest, error) {
 	return Digest(s), nil
 }
 
+// UnmarshalText reads a digest where it stands in a record.
+func (d *Digest) UnmarshalText(text []byte) (err error) {
+	*d, err = ParseDigest(string(text))
+	return err
+}
+
 // Bytes are written as base64url without padding.
 type Bytes []byte
 

@@ -21,6 +21,9 @@ var (
 	frameMagic = []byte("DPTYFRM1")
 	castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
+	// errPadding: a frame that is whole, checksums and all, with something behind it in its last block. A crash leaves zeros
+	// there, so it isn't wiped as a torn one: its records may have been acknowledged.
+	errPadding = errors.New("frame's padding isn't zero")
 	// errNoFrame: zeros where a frame would start, so nothing was written there, or its first block was lost.
 	errNoFrame = errors.New("no frame")
 )
@@ -72,12 +75,12 @@ func frameSize(h []byte) (int64, error) {
 	if binary.BigEndian.Uint32(h[36:]) != crc32.Checksum(h[:36], castagnoli) {
 		return 0, errors.New("frame header fails its checksum")
 	}
-	first, count := binary.BigEndian.Uint64(h[8:]), binary.BigEndian.Uint32(h[16:])
+	count := binary.BigEndian.Uint32(h[16:]) // a wrong first seq is the scanner's to find
 	body, cp := binary.BigEndian.Uint32(h[20:]), binary.BigEndian.Uint32(h[24:])
 	switch {
 	case binary.BigEndian.Uint32(h[32:]) != 0:
 		return 0, errors.New("frame header: the reserved word isn't zero")
-	case first >= 1<<62 || count == 0 || cp == 0 || cp > maxCheckpoint || body > maxFrame || uint64(count)*5 > uint64(body):
+	case count == 0 || cp == 0 || cp > maxCheckpoint || body > maxFrame || uint64(count)*5 > uint64(body):
 		return 0, errors.New("frame header: a number is out of range")
 	}
 	size := int64(padded(frameHeader + int(body) + int(cp)))
@@ -102,9 +105,6 @@ func parseFrame(b []byte) (*frame, error) {
 	if binary.BigEndian.Uint32(b[28:]) != crc32.Checksum(b[frameHeader:used], castagnoli) {
 		return nil, errors.New("frame fails its checksum")
 	}
-	if !isZero(b[used:size]) {
-		return nil, errors.New("frame's padding isn't zero")
-	}
 	f := &frame{
 		first:      int64(binary.BigEndian.Uint64(b[8:])),
 		records:    make([][]byte, 0, count),
@@ -126,6 +126,9 @@ func parseFrame(b []byte) (*frame, error) {
 	}
 	if len(rest) != 0 {
 		return nil, errors.New("bytes after the last record of a frame")
+	}
+	if !isZero(b[used:size]) {
+		return nil, &damageError{errPadding}
 	}
 	return f, nil
 }

@@ -8,6 +8,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	jose "github.com/go-jose/go-jose/v4"
@@ -19,6 +20,7 @@ import (
 const (
 	keysVersion  = 1
 	maxKeysBytes = 4 << 20
+	maxOrigin    = 256 // bytes of a log's name
 )
 
 // Keys is the operator's list of public keys: all that an offline verification believes. `deputy init` writes it as
@@ -136,6 +138,12 @@ func (k *Keys) verifiers() (note.Verifiers, error) {
 		v, err := note.NewVerifier(text)
 		if err != nil {
 			return nil, fmt.Errorf("list of keys: logs[%d]: not a verifier key (name+hash+data): %w", i, err)
+		}
+		if len(v.Name()) > maxOrigin {
+			return nil, fmt.Errorf("list of keys: logs[%d]: a name of more than %d bytes", i, maxOrigin)
+		}
+		if slices.ContainsFunc(list, func(o note.Verifier) bool { return o.Name() == v.Name() && o.KeyHash() == v.KeyHash() }) {
+			return nil, fmt.Errorf("list of keys: logs[%d]: this key stands there twice", i)
 		}
 		list = append(list, v)
 	}

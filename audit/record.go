@@ -27,7 +27,7 @@ func NewRecordID() (RecordID, error) {
 // ParseRecordID reads a record id as people paste it.
 func ParseRecordID(s string) (RecordID, error) {
 	u, err := uuid.Parse(s)
-	if err != nil || u.Version() != 7 || u.String() != s {
+	if err != nil || u.Version() != 7 || u.Variant() != uuid.RFC4122 || u.String() != s {
 		return "", fmt.Errorf("record id %q: want a UUIDv7 such as 01927f3c-8a6e-7c3b-9d52-1f0e6b7a8c9d", clip(s, 64))
 	}
 	return RecordID(s), nil

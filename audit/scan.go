@@ -76,7 +76,7 @@ func (s *scanner) tail() (used int64, err error) {
 		if errors.As(err, &disk) {
 			return used, err
 		}
-		if err == nil {
+		if err == nil || errors.Is(err, errPadding) {
 			return used, &damageError{fmt.Errorf("a whole frame stands at offset %d, behind a damaged one at %d", at, s.off)}
 		}
 	}

@@ -45,7 +45,7 @@ func Verify(fsys fs.FS, keys *Keys, opts VerifyOptions) (*Report, error) {
 	}
 	v := &verifier{
 		fsys: fsys, known: known, opts: opts, report: &Report{},
-		open: make(map[RecordID]bool), credentials: newCredentials(keys),
+		open: make(map[RecordID]int64), credentials: newCredentials(keys),
 	}
 	for _, msg := range opts.Seen {
 		cp, err := openCheckpoint(msg, known)
@@ -80,8 +80,9 @@ type verifier struct {
 
 	chains    chains // of the current segment
 	last      *Record
-	beat      time.Duration // promised heartbeat of this run
-	open      map[RecordID]bool
+	beat      time.Duration      // promised heartbeat of this run
+	open      map[RecordID]int64 // decisions without an outcome, with their seq
+	blind     bool               // the log was pruned, and what was open when it begins isn't all listed yet
 	openOrder []RecordID
 
 	hashes      []tlog.Hash // stored hashes of the tree, when a record is to be proved
@@ -162,7 +163,10 @@ func (v *verifier) header(seg *segmentFile) {
 	h := seg.head
 	switch {
 	case !v.begun:
-		v.report.FirstSeq = h.tree.size
+		v.report.FirstSeq, v.blind = h.tree.size, h.tree.size > 0
+		if h.tree.size == 0 && v.number != 0 {
+			v.problem(ProblemMissing, "the log begins with segment %d, and no record stood before it", v.number)
+		}
 		if h.tree.size > 0 && !v.opts.Pruned {
 			v.problem(ProblemPruned, "the log begins with record %d; earlier segments are not here", h.tree.size)
 		}
@@ -176,6 +180,7 @@ func (v *verifier) header(seg *segmentFile) {
 			v.problem(ProblemSignature, "%v", err)
 		} else {
 			v.origin(cp)
+			v.sawBefore(cp)
 		}
 	}
 	v.begun, v.tree, v.checkpoint = true, h.tree.clone(), h.checkpoint
@@ -204,7 +209,11 @@ func (v *verifier) frames(seg *segmentFile, mayTear bool) error {
 		}
 		var damage *damageError
 		if errors.As(err, &damage) {
-			v.problem(ProblemTree, "%v; what follows in this segment can't be verified", err)
+			kind := ProblemTree
+			if errors.Is(err, errPadding) {
+				kind = ProblemFrame
+			}
+			v.problem(kind, "%v; what follows in this segment can't be verified", err)
 			return nil
 		}
 		used, terr := s.tail()
@@ -231,12 +240,7 @@ func (v *verifier) frame(f *frame, s *scanner) {
 		v.problem(ProblemSignature, "%v", err)
 	} else {
 		v.origin(cp)
-		for _, seen := range v.seen {
-			if seen.Size == cp.Size && (seen.Root != cp.Root || seen.Origin != cp.Origin) {
-				v.problem(ProblemRolledBack, "another checkpoint of %d records was seen: root %s, here %s", cp.Size, seen.Root, cp.Root)
-			}
-		}
-		v.seen = removeSize(v.seen, cp.Size)
+		v.sawBefore(cp)
 	}
 	for i, data := range f.records {
 		seq := f.first + int64(i)
@@ -262,6 +266,16 @@ func (v *verifier) frame(f *frame, s *scanner) {
 		}
 	}
 	v.tree, v.checkpoint = s.tree.clone(), append([]byte(nil), f.checkpoint...)
+}
+
+// sawBefore holds a checkpoint of the log against those that were seen before.
+func (v *verifier) sawBefore(cp Checkpoint) {
+	for _, seen := range v.seen {
+		if seen.Size == cp.Size && (seen.Root != cp.Root || seen.Origin != cp.Origin) {
+			v.problem(ProblemRolledBack, "another checkpoint of %d records was seen: root %s, here %s", cp.Size, seen.Root, cp.Root)
+		}
+	}
+	v.seen = removeSize(v.seen, cp.Size)
 }
 
 func removeSize(list []Checkpoint, size int64) []Checkpoint {
@@ -307,7 +321,7 @@ func (v *verifier) finish() error {
 		}
 	}
 	for _, id := range v.openOrder {
-		if v.open[id] {
+		if _, ok := v.open[id]; ok {
 			r.Open = append(r.Open, id)
 		}
 	}

@@ -39,6 +39,9 @@ func Unmarshal(data []byte, v any) error {
 
 func assign(n node, v reflect.Value, at string) error {
 	if v.Type() == rawType {
+		if n.kind == kindNull {
+			return mismatch(at, n, "value")
+		}
 		v.SetBytes(append([]byte(nil), n.raw...))
 		return nil
 	}

@@ -18,7 +18,7 @@ HARD_MAX_ACTORS = 8
 
 @dataclass
 class Provider:
-    """An identity provider: its clients, and its keys (None: a verifier without keys)."""
+    """An identity provider: its clients, and its keys."""
 
     audiences: list
     keys: list
@@ -34,7 +34,7 @@ class Environment:
     now: object  # seconds, maybe a fraction
     target: str = None
     token_keys: list = field(default_factory=list)
-    providers: dict = field(default_factory=dict)  # by issuer; empty: no keys
+    providers: dict = None  # by issuer; None: a verifier without keys of providers
     root_evidence: str = "verified"
     require_user_grant: bool = False
     max_actors: int = 5
@@ -304,7 +304,7 @@ def _check_age(env, auth_time):
 def _verify_id_token(env, t):
     """Step 7.5. Returns the claims."""
     claims = statements.id_token_claims(t)
-    provider = env.providers.get(claims["iss"])
+    provider = (env.providers or {}).get(claims["iss"])
     demand(provider, "root.id-token", f"no provider {claims['iss']}")
     demand(statements.is_for(claims, provider.audiences), "root.id-token", "aud")
     for k in provider.keys:
@@ -339,7 +339,7 @@ def _check_root(env, parts):
         demand(env.root_evidence != "verified", "root.id-token-missing")
         return "broker"
     demand(grant["root"]["th"] == t.hash, "root.hash")
-    if not env.providers and env.root_evidence != "verified":
+    if env.providers is None and env.root_evidence != "verified":
         return "broker"
     claims = _verify_id_token(env, t)
     _check_id_token_root(parts, claims, token["sub_id"])

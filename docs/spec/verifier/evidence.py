@@ -1,7 +1,7 @@
 """Verifies again the credentials behind a log's records (audit-log.md, "Evidence" and "Verification")."""
 
-import re
 from dataclasses import dataclass
+from fractions import Fraction
 
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from cryptography import x509
@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 import certificates
 import checkpoints
 import credential
+import ids
 import jose
 import records
 import statements
@@ -49,6 +50,7 @@ def read_keys(raw):
     )(strictjson.parse(raw))
     demand(document["version"] == 1, "keys", "another version")
     demand(document["logs"], "keys", "no log")
+    demand(len(set(document["logs"])) == len(document["logs"]), "keys", "a log key twice")
     certifying = [load_pem_public_key(pem.encode()) for pem in document["certifying_keys"]]
     demand(all(jose.is_p256(k) for k in certifying), "keys", "a certifying key that is not P-256")
     authorities = {x509.load_pem_x509_certificate(p.encode()).public_bytes(Encoding.DER) for p in document["authorities"]}
@@ -113,7 +115,7 @@ class Store:
             return False
         if digest not in self.chains:
             self.chains[digest] = self._verify(digest)
-        wanted, got = self.chains[digest], _without_narrowed(records.plain(event))
+        wanted, got = self.chains[digest], records.comparable(event)
         if wanted != got:
             wrong = [n for n in {**wanted, **got} if wanted.get(n) != got.get(n)]
             raise Refused("credential", f"the credential says otherwise: {', '.join(wrong)}")
@@ -129,7 +131,13 @@ class Store:
         demand(set(authorities) <= keys.authorities, "credential", "an authority that is not on the list of keys")
         demand(d["mesh"] == keys.mesh, "credential", "another mesh")
         demand(d["trust_domain"] == keys.trust_domain, "credential", "another trust domain")
-        demand(d["root_evidence"] in ("verified", "broker"), "credential", "root_evidence")
+        demand(d["root_evidence"] in ("verified", "broker", ""), "credential", "root_evidence")
+        demand(0 <= d["max_actors"] <= credential.HARD_MAX_ACTORS, "credential", "max_actors")
+        demand(d["max_session_us"] >= 0, "credential", "max_session_us")
+        target = ids.is_target(d["target"]) and ids.trust_domain(d["target"]) == d["trust_domain"]
+        demand(target and ids.is_issuer_url(d["mesh"]), "credential", "target or mesh")
+        for pair in d.get("delegations", []):
+            demand(all(map(ids.is_pattern, pair.values())), "credential", "no path patterns")
         env = credential.Environment(
             trust_domain=d["trust_domain"],
             mesh=d["mesh"],
@@ -138,16 +146,16 @@ class Store:
             target=d["target"],
             token_keys=[statements.read_key_statement(statement, keys.certifying_keys, d["mesh"])],
             providers=self._providers(d),
-            root_evidence=d["root_evidence"],
+            root_evidence=d["root_evidence"] or "verified",
             require_user_grant=d["require_user_grant"],
             max_actors=d["max_actors"] or _DEFAULT_ACTORS,
-            max_session=d["max_session_us"] // 10**6 or _DEFAULT_SESSION,
+            max_session=Fraction(d["max_session_us"], 10**6) or _DEFAULT_SESSION,
             delegations=[(p["delegator"], p["delegate"]) for p in d.get("delegations", [])],
         )
         chain = credential.verify(env, peer, text)
         if chain.root_evidence == "verified" and self._from_log(chain.user["iss"]):
             self.weak.add(digest)
-        return as_written(chain, d["mesh"], digest)
+        return records.comparable(as_written(chain, d["mesh"], digest))
 
     def _from_log(self, issuer):
         return self.keys.providers.get(issuer, (None, None))[1] is None
@@ -155,39 +163,23 @@ class Store:
     def _providers(self, d):
         """A verification without identity keys looked at no ID token."""
         if "identity_keys" not in d:
-            return {}
+            return None
         kept = jose.jwks(strictjson.parse(self.get(d["identity_keys"], "identity_keys")))
         return {
             issuer: credential.Provider(
-                d.get("audiences", []) if audiences is None else audiences, kept if listed is None else listed
+                audiences or d.get("audiences", []), kept if listed is None else listed
             )
             for issuer, (audiences, listed) in self.keys.providers.items()
         }
 
 
-def _without_narrowed(chain):
-    for hop in chain["hops"]:
-        hop.get("grant", {}).pop("narrowed", None)
-    return chain
-
-
 # The chain as "Chain" writes it
-
-
-def _filled(**members):
-    """Leaves out what has no value."""
-    return {n: v for n, v in members.items() if v not in (None, "", [], {})}
 
 
 def _hop(hop, first):
     out = {"kind": "user" if first else "agent", "id": hop.id, "grade": hop.grade}
     if hop.evidence:
-        e = hop.evidence
-        out["evidence"] = {
-            **_filled(kind=e["kind"], path=e["path"], sha256=e["sha256"].hex(), cgroup=e["cgroup"]),
-            "uid": e["uid"],
-            "gid": e["gid"],
-        }
+        out["evidence"] = {**hop.evidence, "sha256": hop.evidence["sha256"].hex()}
     key = hop.certificate.key if hop.certificate else hop.statement and hop.statement.key
     if key:
         out["key"] = jose.thumbprint(key)
@@ -195,37 +187,32 @@ def _hop(hop, first):
         out["certificate"] = hop.certificate.x5t
     if hop.statement:
         s = hop.statement
-        out["grant"] = {
-            **_filled(iss=s["iss"], jti=s["jti"], delegate=s["delegate"], purpose=s["purpose"], cap=s["cap"]),
-            "left": s["left"],
-            "iat": records.format_time(s["iat"]),
-            "exp": records.format_time(s["exp"]),
-        }
+        out["grant"] = {n: s[n] for n in ("iss", "jti", "delegate", "purpose", "cap", "left")}
+        out["grant"].update(iat=records.format_time(s["iat"]), exp=records.format_time(s["exp"]))
     return out
 
 
 def as_written(chain, mesh, verification):
     token = chain.token
-    return _filled(
-        txn=chain.txn,
-        user=chain.user,
-        sid=chain.sid,
-        auth_time=records.format_time(chain.auth_time),
-        acr=token.get("acr"),
-        roles=token["roles"],
-        purpose=chain.purpose,
-        root_evidence=chain.root_evidence,
-        mesh=mesh,
-        target=token["aud"],
-        hops=[_hop(h, i == 0) for i, h in enumerate(chain.hops)],
-        token={
-            "iss": token["iss"],
-            "jti": token["jti"],
+    return {
+        "txn": chain.txn,
+        "user": chain.user,
+        "sid": chain.sid,
+        "auth_time": records.format_time(chain.auth_time),
+        "acr": token.get("acr") or "",
+        "roles": token["roles"],
+        "purpose": chain.purpose,
+        "root_evidence": chain.root_evidence,
+        "mesh": mesh,
+        "target": token["aud"],
+        "hops": [_hop(h, i == 0) for i, h in enumerate(chain.hops)],
+        "token": {
+            **{n: token[n] for n in ("iss", "jti")},
             "kid": token.kid,
             "iat": records.format_time(token["iat"]),
             "exp": records.format_time(token["exp"]),
         },
-        authorization_details=chain.details,
-        expires=records.format_time(chain.expires),
-        verification=verification,
-    )
+        "authorization_details": chain.details,
+        "expires": records.format_time(chain.expires),
+        "verification": verification,
+    }

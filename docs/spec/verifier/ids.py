@@ -75,6 +75,14 @@ def lineage(agent):
         agent = parent(agent)
 
 
+def is_pattern(text):
+    """A path pattern: an agent's path in which a whole segment may be a star."""
+    root, *segments = text.split("/")[1:]
+    if not text.startswith("/agent/") or not segments or len(segments) % 2:
+        return False
+    return all(s == "*" or (is_hex_id(s) if i % 2 else is_name(s)) for i, s in enumerate(segments))
+
+
 def matches_pattern(pattern, agent):
     wanted, segments = pattern.split("/")[1:], spiffe_id(agent)[1]
     return len(wanted) == len(segments) and all(w in ("*", s) for w, s in zip(wanted, segments))

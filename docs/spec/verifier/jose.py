@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from refusal import Refused, demand
-from strictjson import Number, object_of, string
+from strictjson import Number, array_of, object_of, string
 
 _HASHES = {"256": hashes.SHA256, "384": hashes.SHA384, "512": hashes.SHA512}
 _CURVES = {"ES256": (ec.SECP256R1, 32), "ES384": (ec.SECP384R1, 48), "ES512": (ec.SECP521R1, 66)}
@@ -138,8 +138,8 @@ class ProviderKey:
 def jwks(document):
     """The keys of a parsed RFC 7517 key set. What can't sign ID tokens is passed over."""
     found = []
-    for jwk in document.get("keys", []):
-        if not isinstance(jwk, dict) or jwk.get("use", "sig") != "sig":
+    for jwk in object_of({"keys": array_of(object_of({}, open=True))}, open=True)(document)["keys"]:
+        if jwk.get("use", "sig") != "sig":
             continue
         key = _any_jwk(jwk)
         if key is not None:
@@ -148,9 +148,11 @@ def jwks(document):
 
 
 def _any_jwk(jwk):
+    """The key, or None if it is of a type that isn't known."""
+
     def part(name):
         value = jwk.get(name)
-        demand(isinstance(value, str) and not isinstance(value, Number), "jwk")
+        demand(isinstance(value, str) and not isinstance(value, Number), "jwk", name)
         return unb64url(value, "jwk")
 
     curves = {"P-256": ec.SECP256R1, "P-384": ec.SECP384R1, "P-521": ec.SECP521R1}
@@ -161,6 +163,6 @@ def _any_jwk(jwk):
             return rsa.RSAPublicNumbers(int.from_bytes(part("e"), "big"), int.from_bytes(part("n"), "big")).public_key()
         if jwk.get("kty") == "OKP" and jwk.get("crv") == "Ed25519":
             return ed25519.Ed25519PublicKey.from_public_bytes(part("x"))
-    except (Refused, ValueError):
-        pass
+    except ValueError as e:
+        raise Refused("jwk", str(e)) from None
     return None

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+import capabilities
 import ids
 import jose
 import strictjson
@@ -13,7 +14,6 @@ from refusal import Refused, demand
 from strictjson import array_of, boolean, integer, object_of, string
 
 VERSION = 2
-MAX_SCRUBBED = 64 << 10
 _UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\Z")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?Z\Z", re.ASCII)
@@ -39,8 +39,9 @@ def parse_time(text):
 
 
 def format_time(seconds):
-    t = datetime.datetime(1970, 1, 1) + datetime.timedelta(seconds=seconds)
-    return t.strftime("%Y-%m-%dT%H:%M:%SZ")
+    t = datetime.datetime(1970, 1, 1) + datetime.timedelta(microseconds=int(seconds * 10**6))
+    fraction = f".{t.microsecond:06d}" if t.microsecond else ""
+    return t.strftime("%Y-%m-%dT%H:%M:%S") + fraction + "Z"
 
 
 def _value(reader, good):
@@ -61,60 +62,81 @@ def _time(value):
     return value
 
 
-_any = lambda value: value
-_filled = _value(string, bool)  # an optional string is absent when it is empty
+def _any(value):
+    demand(value is not None, "json.type", "null")
+    return value
+
+
+_filled = _value(string, bool)
 _natural = _value(integer, lambda v: v >= 0)
+_uint32 = _value(integer, lambda v: 0 <= v < 2**32)
 _id = _value(string, lambda v: bool(_UUID7.match(v)))
 _digest = _value(string, lambda v: bool(_DIGEST.match(v)))
-_agent_or_role = _value(string, lambda v: bool(ids.spiffe_id(v)))
+_source = _value(string, lambda v: bool(ids.spiffe_id(v) and ids.spiffe_id(v)[1]))
+_agent = _value(string, ids.is_agent)
 _strings = array_of(string)
 _result = _one_of("accepted", "refused")
 
-# The members of events: name, then its reader; a plus sign marks those that are always there.
+# Members: name, then its reader; a plus sign marks those that are always there.
 
 
-def _event(text, **readers):
+def _members(text, plain, **readers):
     required, optional = {}, {}
     for word in text.split():
         name = word.lstrip("+")
         if word.startswith("+"):
-            required[name] = readers.get(name, string)
+            required[name] = readers.get(name, plain)
         else:
-            optional[name] = readers.get(name, _filled)
+            optional[name] = readers.get(name, string)
     return object_of(required, optional)
 
 
-_counts = array_of(_event("+rule column +values", values=_natural))
-_objects = array_of(_event("+kind +name columns write", columns=_strings, write=boolean))
-_pairs = array_of(_event("+name value", value=string))
-_statement = _event(
-    "+scrubbed truncated +bytes hmac_sha256",
-    scrubbed=_value(string, lambda v: len(v.encode()) <= MAX_SCRUBBED),
-    truncated=boolean,
-    bytes=_natural,
-)
-_open = array_of(_event("+id +seq forwarded", id=_id, seq=_natural, forwarded=boolean))
+def _event(text, **readers):
+    """An event: its strings that are always there aren't empty."""
+    return _members(text, _filled, **readers)
+
+
+def _inner(text, **readers):
+    return _members(text, string, **readers)
+
+
+_counts = array_of(_inner("+rule column +values", values=integer))
+_objects = array_of(_inner("+kind +name columns write", columns=_strings, write=boolean))
+_pairs = array_of(_inner("+name value"))
+_attested = array_of(_inner("+name +value"))
+_statement = _inner("+scrubbed truncated +bytes hmac_sha256", truncated=boolean, bytes=integer)
+_open = array_of(_inner("+id +seq forwarded", id=_id, seq=integer, forwarded=boolean))
 
 # The chain
 
-_user = _event("+format +iss +sub", format=_one_of("iss_sub"))
-_hop_evidence = _event("+kind uid gid path sha256 cgroup", uid=_natural, gid=_natural)
-_hop_grant = _event(
-    "+iss +jti +delegate purpose cap left iat exp narrowed",
-    cap=_any,
-    left=_natural,
+_user = object_of({"format": _one_of("iss_sub"), "iss": _value(string, ids.is_issuer_url),
+                   "sub": _value(string, lambda v: ids.is_text(v, 1, 255))})
+_hop_evidence = _inner("+kind +uid +gid path sha256 cgroup", uid=_uint32, gid=_uint32)
+_hop_grant = _inner(
+    "+iss +jti +delegate +purpose +cap +left +iat +exp narrowed",
+    delegate=_agent,
+    cap=capabilities.read,
+    left=integer,
     iat=_time,
     exp=_time,
     narrowed=_strings,
 )
-_hop = _event(
+_any_hop = _inner(
     "+kind +id +grade evidence key certificate grant",
     kind=_one_of("user", "agent"),
     grade=_one_of("attested", "asserted"),
     evidence=_hop_evidence,
     grant=_hop_grant,
 )
-_token = _event("+iss +jti +kid +iat +exp", iat=_time, exp=_time)
+
+
+def _hop(value):
+    hop = _any_hop(value)
+    demand(hop["kind"] == "user" or ids.is_agent(hop["id"]), "record", "a hop that is no agent")
+    return hop
+
+
+_token = _inner("+iss +jti +kid +iat +exp", iat=_time, exp=_time)
 _hops = _value(array_of(_hop), lambda v: bool(v) and v[0]["kind"] == "user")
 _chain = _event(
     "+txn +user sid auth_time acr roles purpose +root_evidence mesh target +hops token authorization_details"
@@ -125,7 +147,7 @@ _chain = _event(
     root_evidence=_one_of("verified", "broker"),
     hops=_hops,
     token=_token,
-    authorization_details=_any,
+    authorization_details=capabilities.read,
     expires=_time,
     verification=_digest,
     presented=_digest,
@@ -133,29 +155,32 @@ _chain = _event(
 
 EVENTS = {
     "sign_in": _event(
-        "+result +iss sub sid auth_time acr amr login_key class reason client", result=_result, amr=_strings
+        "+result +iss sub sid auth_time acr amr login_key class reason client", result=_result, auth_time=_time, amr=_strings
     ),
     "session_opened": _event(
         "+root_type root_hash +iss +sub login_key +first_agent purpose roles cap +ends",
         root_type=_one_of("verified", "asserted"),
         roles=_strings,
         cap=_any,
+        ends=_time,
     ),
     "session_ended": _event("+reason by"),
     "exchange": _event(
         "+result +presenter audience jti exp head cap roles error class reason",
         result=_result,
         cap=_any,
+        exp=_time,
         roles=_strings,
     ),
     "spawn": _event(
         "+result agent parent +name purpose grade attested serial not_after class reason",
         result=_result,
-        attested=_pairs,
+        attested=_attested,
+        not_after=_time,
     ),
-    "agent_ended": _event("+agent +reason descendants", descendants=_natural),
+    "agent_ended": _event("+agent +reason descendants", descendants=integer),
     "connection_opened": _event("+target +protocol client tls account database upstream"),
-    "connection_closed": _event("+reason commands us detail", commands=_natural, us=_natural),
+    "connection_closed": _event("+reason commands us detail", commands=integer, us=integer),
     "chain": _chain,
     "decision": _event(
         "+effect +target +action objects statement read_only account policies policy_set policy_version"
@@ -165,44 +190,47 @@ EVENTS = {
         statement=_statement,
         read_only=boolean,
         policies=_strings,
-        policy_version=_natural,
+        policy_version=integer,
+        policy_digest=_digest,
         obligations=_pairs,
-        us=_natural,
+        us=integer,
     ),
-    "forwarded": _event("bytes", bytes=_natural),
-    "masked": _event("+counts", counts=_counts),
+    "forwarded": _event("bytes", bytes=integer),
+    "masked": _event("+counts", counts=_value(_counts, bool)),
     "completed": _event(
         "+status command rows affected bytes_in bytes_out code limit masked us",
         status=_one_of("ok", "error", "cancelled", "cut", "not_sent"),
-        rows=_natural,
-        affected=_natural,
-        bytes_in=_natural,
-        bytes_out=_natural,
+        rows=integer,
+        affected=integer,
+        bytes_in=integer,
+        bytes_out=integer,
         masked=_counts,
-        us=_natural,
+        us=integer,
     ),
     "outcome_unknown": _event("+forwarded +reason", forwarded=boolean),
-    "refused": _event("+class reason target peer client count since", count=_natural),
+    "refused": _event("+class reason target peer client count since", count=integer, since=_time),
     "revoked": _event(
         "id +kind iss +value delegate by reason until revision sessions_ended",
-        revision=_natural,
-        sessions_ended=_natural,
+        until=_time,
+        revision=integer,
+        sessions_ended=integer,
     ),
     "operator_call": _event(
-        "+result +call iss sub roles object before after class reason client", result=_result, roles=_strings
+        "+result +call iss sub roles object before after class reason client", result=_result, roles=_strings, before=_digest, after=_digest
     ),
-    "policy_loaded": _event("+result set version digest key reason", result=_result, version=_natural),
-    "evidence": _event("+kind +digest +data", digest=_digest),
-    "heartbeat": _event("+interval_us +open", interval_us=_natural, open=_natural),
+    "policy_loaded": _event("+result set version digest key reason", result=_result, version=integer, digest=_digest),
+    "evidence": _event("+kind +digest +data", digest=_digest, data=string),
+    "heartbeat": _event("+interval_us +open", interval_us=integer, open=integer),
     "log_opened": _event(
         "+segment recovered torn_offset torn_bytes torn_digest +open_decisions program",
-        segment=_natural,
+        segment=integer,
         recovered=boolean,
-        torn_offset=_natural,
-        torn_bytes=_natural,
-        open_decisions=_natural,
+        torn_offset=integer,
+        torn_bytes=integer,
+        torn_digest=_digest,
+        open_decisions=integer,
     ),
-    "log_segment": _event("+segment +total open", segment=_natural, total=_natural, open=_open),
+    "log_segment": _event("+segment +total open", segment=integer, total=integer, open=_open),
     "log_closed": _event("+reason"),
 }
 
@@ -213,14 +241,14 @@ _record = object_of(
         "id": _id,
         "type": _value(string, EVENTS.__contains__),
         "time": _time,
-        "source": _agent_or_role,
+        "source": _source,
         "event": _any,
     },
     {
-        "dev": _value(boolean, bool),
-        "txn": _filled,
-        "session": _filled,
-        "connection": _filled,
+        "dev": boolean,
+        "txn": string,
+        "session": string,
+        "connection": string,
         "decision": _id,
         "chain": _digest,
     },
@@ -244,20 +272,33 @@ def read(raw):
     """A record from its exact bytes; raises Refused."""
     document, member_bytes = strictjson.parse_with_bytes(raw)
     r = _record(document)
-    demand(next(iter(document)) == "seq", "record", "seq is not the first member")
     event = EVENTS[r["type"]](r["event"])
     record = Record(
         r["seq"], r["id"], r["type"], parse_time(r["time"]), r.get("decision"), r.get("chain"),
         event, member_bytes["event"],
     )
+    if r["type"] == "decision" and event["effect"] == "refuse":
+        demand(event.get("class"), "record", "a refusal without a class")
     if r["type"] == "evidence":
+        demand(event["data"], "record", "no data")
         record.data = jose.unb64url(event["data"])
         demand(digest_of(record.data) == event["digest"], "record", "the digest is not that of the data")
     return record
 
 
+_TIMES = ("auth_time", "expires", "iat", "exp")
+
+
+def comparable(value):
+    """A chain in which times are instants and what has no value is absent; without narrowed, which is for people."""
+    if isinstance(value, dict):
+        out = {n: parse_time(v) if n in _TIMES else comparable(v) for n, v in value.items() if n != "narrowed"}
+        return {n: v for n, v in out.items() if v not in ("", [], {})}
+    return [comparable(v) for v in value] if isinstance(value, list) else plain(value)
+
+
 def plain(value):
-    """A JSON value in which numbers are integers, to compare."""
+    """A JSON value in which numbers are integers."""
     if isinstance(value, dict):
         return {n: plain(v) for n, v in value.items()}
     if isinstance(value, list):

@@ -65,7 +65,7 @@ def read_header(data):
     block = data[:BLOCK]
     if len(block) < BLOCK or block[:8] != b"DPTYSEG1":
         return None
-    if crc32c(block[: BLOCK - 4]) != struct.unpack(">I", block[BLOCK - 4 :])[0]:
+    if not _good_checksum(block):
         return None
     number, size, records, p, c = struct.unpack(">QQQII", block[8:40])
     end = 40 + 32 * p + c
@@ -78,8 +78,14 @@ def read_header(data):
 
 
 def is_blank(data):
-    """Whether a segment was only being prepared."""
-    return read_header(data) is None and is_zero(data[BLOCK:])
+    """Whether a segment was only being prepared: its header wasn't finished, and nothing stands behind it."""
+    block = data[:BLOCK]
+    finished = len(block) == BLOCK and not is_zero(block[:8]) and _good_checksum(block)
+    return not finished and is_zero(data[BLOCK:])
+
+
+def _good_checksum(block):
+    return crc32c(block[: BLOCK - 4]) == struct.unpack(">I", block[BLOCK - 4 :])[0]
 
 
 @dataclass

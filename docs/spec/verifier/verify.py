@@ -2,6 +2,7 @@
 """Verifies Deputy's credentials and logs, written from docs/spec alone.
 
   verify.py vectors DIR                   judge the test vectors of credential.md
+  verify.py logs FILE                     judge the test vectors of audit-log.md
   verify.py log --keys FILE DIR...        verify audit logs, as `deputy audit verify` does
   verify.py batch DIR                     judge cases from standard input, one JSON object a line
 
@@ -13,10 +14,9 @@ import json
 import sys
 
 import auditlog
-import checkpoints
 import evidence
+import logvectors
 import vectors
-from refusal import Refused
 
 
 def run_vectors(args):
@@ -30,6 +30,17 @@ def run_vectors(args):
     return 1 if wrong or not total else 0
 
 
+def run_logs(args):
+    total, wrong = 0, 0
+    for name, difference in logvectors.check(args.file):
+        total += 1
+        if difference:
+            wrong += 1
+            print(f"{name}: {difference}")
+    print(f"{total - wrong} of {total} logs judged as they say")
+    return 1 if wrong or not total else 0
+
+
 def _verify_log(folder, keys_file, pruned=False, seen=()):
     with open(keys_file, "rb") as f:
         keys = evidence.read_keys(f.read())
@@ -40,20 +51,24 @@ def _verify_log(folder, keys_file, pruned=False, seen=()):
     return auditlog.LogVerifier(folder, keys, pruned, notes).verify()
 
 
-_CANT_LOOK = (OSError, ValueError, Refused, checkpoints.BadCheckpoint)
+_CANT_LOOK = auditlog.CANT_LOOK
 
 
 def run_log(args):
-    worst = 0
+    worst, seen = 0, 0
     for folder in args.folders:
         try:
             report = _verify_log(folder, args.keys, args.pruned, args.seen)
+            seen += report.seen
         except _CANT_LOOK as e:
             print(f"couldn't look at {folder}: {e}", file=sys.stderr)
             return 1
         _print_report(report)
         status = report.exit_status()
         worst = status if worst != 2 and status else worst
+    if seen < len(args.seen):
+        print("a checkpoint of a log was given with --seen, but that log wasn't", file=sys.stderr)
+        return 1
     return worst
 
 
@@ -103,6 +118,9 @@ def main():
     command = commands.add_parser("vectors", help="judge the test vectors")
     command.add_argument("folder")
     command.set_defaults(run=run_vectors)
+    command = commands.add_parser("logs", help="judge the test vectors of the audit log")
+    command.add_argument("file")
+    command.set_defaults(run=run_logs)
     command = commands.add_parser("log", help="verify audit logs")
     command.add_argument("--keys", required=True, help="the operator's list of public keys")
     command.add_argument("--pruned", action="store_true", help="the first segments were archived and removed")
