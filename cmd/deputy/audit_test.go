@@ -72,13 +72,13 @@ func TestAuditCommands(t *testing.T) {
 	}{
 		"tail":           {[]string{"tail", dir}, []string{"log_opened", "refuse postgres:ddl on orders-db (policy) by no-ddl", "alice > planner?", string(decision.RecordID)}},
 		"tail of one":    {[]string{"tail", "-n", "1", dir}, []string{"log_closed"}},
-		"tail as JSON":   {[]string{"tail", "--json", dir}, []string{`{"seq":1,"v":1,"id":"` + string(decision.RecordID)}},
+		"tail as JSON":   {[]string{"tail", "--json", dir}, []string{`{"seq":2,"v":2,"id":"` + string(decision.RecordID)}},
 		"show a task":    {[]string{"show", "--log", dir, "7a11"}, []string{"Task 7a11", "└─ planner", "refused (policy) by no-ddl", "1 command, 0 allowed, 1 refused"}},
 		"show a record":  {[]string{"show", "--log", dir, string(decision.RecordID)}, []string{"Task 7a11"}},
 		"show as JSON":   {[]string{"show", "--json", "--log", dir, "7a11"}, []string{`"txn": "7a11"`}},
 		"verify":         {[]string{"verify", "--keys", keys, "--save", save, dir}, []string{"VERIFIED", "closed cleanly", "test.invalid/proxy/orders"}},
-		"prove a record": {[]string{"verify", "--keys", keys, "--record", string(decision.RecordID), dir}, []string{"is number 1"}},
-		"verify as JSON": {[]string{"verify", "--keys", keys, "--json", dir}, []string{`"dir": "`, `"records": 3`}},
+		"prove a record": {[]string{"verify", "--keys", keys, "--record", string(decision.RecordID), dir}, []string{"is number 2"}},
+		"verify as JSON": {[]string{"verify", "--keys", keys, "--json", dir}, []string{`"dir": "`, `"records": 4`}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			out, err := runAudit(c.args...)
