@@ -8,10 +8,12 @@ import (
 	"testing"
 
 	"github.com/deputymesh/deputy/internal/testmesh"
+	"github.com/deputymesh/deputy/internal/testverifier"
 )
 
 // With the public keys alone anybody can tell whether the logs are whole: a flipped bit, a cut end, a
-// missing file, a log rolled back or signed by another key doesn't pass.
+// missing file, a log rolled back or signed by another key doesn't pass. A second verifier, written from the specification
+// alone, says the same each time.
 func TestLogVerifiesOffline(t *testing.T) {
 	t.Parallel()
 	m := testmesh.Start(t)
@@ -29,7 +31,11 @@ func TestLogVerifiesOffline(t *testing.T) {
 	}
 	verify := func(dir string, flags ...string) testmesh.Result {
 		t.Helper()
-		return testmesh.Exec(t, testmesh.Command{Args: append(append([]string{testmesh.Deputy(t), "audit", "verify", "--keys", m.KeysFile()}, flags...), dir)})
+		r := testmesh.Exec(t, testmesh.Command{Args: append(append([]string{testmesh.Deputy(t), "audit", "verify", "--keys", m.KeysFile()}, flags...), dir)})
+		if len(flags) == 0 || flags[0] == "--seen" {
+			agrees(t, r, m.KeysFile(), dir, flags...)
+		}
+		return r
 	}
 	work(5)
 	early := copyLog(t, m.LogDir("proxy"))
@@ -47,6 +53,11 @@ func TestLogVerifiesOffline(t *testing.T) {
 	m.Broker.Stop()
 	m.Issuer.Stop()
 	m.Verify(t)
+	for _, role := range []string{"issuer", "broker", "proxy"} {
+		if r := verify(m.LogDir(role)); r.Code != 0 {
+			t.Errorf("the %s's log: %s", role, r)
+		}
+	}
 	whole := copyLog(t, m.LogDir("proxy"))
 	segments, err := filepath.Glob(filepath.Join(whole, "*.segment"))
 	if err != nil || len(segments) < 2 {
@@ -147,10 +158,21 @@ func TestLogVerifiesOffline(t *testing.T) {
 		if err := os.WriteFile(keys, other, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if r := testmesh.Exec(t, testmesh.Command{Args: []string{testmesh.Deputy(t), "audit", "verify", "--keys", keys, whole}}); r.Code == 0 {
+		r := testmesh.Exec(t, testmesh.Command{Args: []string{testmesh.Deputy(t), "audit", "verify", "--keys", keys, whole}})
+		if r.Code == 0 {
 			t.Errorf("a log by a key that isn't on the list: %s", r)
 		}
+		agrees(t, r, keys, whole)
 	})
+}
+
+// agrees holds a second verifier, written from docs/spec alone, to the same exit status as ours.
+func agrees(t *testing.T, ours testmesh.Result, keys, dir string, flags ...string) {
+	t.Helper()
+	args := append([]string{testverifier.Python, "-B", testverifier.Script(), "log", "--keys", keys}, flags...)
+	if theirs := testmesh.Exec(t, testmesh.Command{Args: append(args, dir)}); theirs.Code != ours.Code {
+		t.Errorf("two verifiers disagree:\n%s\n%s", ours, theirs)
+	}
 }
 
 // copyLog copies a log's files to a folder of the test's own.
