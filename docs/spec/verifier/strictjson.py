@@ -10,7 +10,8 @@ from refusal import Refused, demand
 MAX_DEPTH = 16
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _INTEGER = re.compile(r"(?:0|-?[1-9][0-9]*)\Z")
-_SPACE = " \t\n\r"
+_SPACE = re.compile(r"[ \t\n\r]*")
+_PLAIN = re.compile(r'[^"\\\x00-\x1f]*')
 _ESCAPES = {'"': '"', "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 _HEX4 = re.compile(r"[0-9a-fA-F]{4}")
 
@@ -66,8 +67,7 @@ class _Parser:
         raise Refused(cls, detail or f"at character {self.at}")
 
     def space(self):
-        while self.peek() and self.peek() in _SPACE:
-            self.at += 1
+        self.at = _SPACE.match(self.text, self.at).end()
 
     def peek(self):
         return self.text[self.at : self.at + 1]
@@ -147,16 +147,16 @@ class _Parser:
         self.take('"')
         out = []
         while True:
+            plain = _PLAIN.match(self.text, self.at)
+            out.append(plain.group())
+            self.at = plain.end()
             c = self.peek()
             if c == "" or c < " ":
                 self.fail()
             self.at += 1
             if c == '"':
                 return "".join(out)
-            if c != "\\":
-                out.append(c)
-                continue
-            c = self.peek()
+            c = self.peek()  # what follows the backslash
             self.at += 1
             if c in _ESCAPES and c:
                 out.append(_ESCAPES[c])
