@@ -174,6 +174,9 @@ func (m *Mesh) Config(role string) string {
 	return filepath.Join(m.Dir, role, role+".yaml")
 }
 
+// RoleUIDs are the uids of issuer, broker and proxy, where the test is root.
+func (m *Mesh) RoleUIDs() []uint32 { return []uint32{issuerUID, brokerUID, proxyUID} }
+
 // IssuerSocket is where the issuer serves.
 func (m *Mesh) IssuerSocket() string { return filepath.Join(m.Dir, "run", "issuer.sock") }
 
