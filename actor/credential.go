@@ -58,10 +58,10 @@ func ParseCredential(s string) (Credential, error) {
 		return Credential{}, err
 	}
 	var c Credential
-	c.token = parts[0]
-	if c.Token, c.claims, err = readToken(parts[0]); err != nil {
+	if c.Token, c.claims, err = readToken(&parts[0]); err != nil {
 		return Credential{}, err
 	}
+	c.token = parts[0]
 	c.Grants, c.UserGrant, c.IDToken, c.lineage, err = readLineage(parts[1:])
 	if err != nil {
 		return Credential{}, err
@@ -124,14 +124,14 @@ func readLineage(parts []jws) (grants []Grant, user *UserGrant, idToken string, 
 	}
 	rest, types := parts[n:], types[n:]
 	for i, p := range parts[:n] {
-		g, err := readGrant(p)
+		g, err := readGrant(&p)
 		if err != nil {
 			return nil, nil, "", l, atHop(n-i, err)
 		}
 		grants, l.grants = append(grants, g), append(l.grants, p)
 	}
 	if len(rest) > 0 && types[0] == TypeUserGrant {
-		u, err := readUserGrant(rest[0])
+		u, err := readUserGrant(&rest[0])
 		if err != nil {
 			return nil, nil, "", l, atHop(0, err)
 		}

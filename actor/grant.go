@@ -89,10 +89,10 @@ func ParseGrant(raw string) (Grant, error) {
 	if err != nil {
 		return Grant{}, err
 	}
-	return readGrant(j)
+	return readGrant(&j)
 }
 
-func readGrant(j jws) (Grant, error) {
+func readGrant(j *jws) (Grant, error) {
 	h, err := j.readHeader(TypeGrant, "x5c")
 	if err != nil {
 		return Grant{}, err
@@ -162,13 +162,13 @@ func Narrow(previous string, n Narrowing) (Grant, error) {
 		return Grant{}, err
 	}
 	if typ == TypeUserGrant {
-		u, err := readUserGrant(j)
+		u, err := readUserGrant(&j)
 		if err != nil {
 			return Grant{}, err
 		}
 		before = Grant{Delegate: u.Delegate, Mesh: u.Mesh, Subject: u.Subject, Txn: u.Txn, Cap: u.Cap,
 			Left: u.Left, Purpose: u.Purpose, Expires: u.Expires}
-	} else if before, err = readGrant(j); err != nil {
+	} else if before, err = readGrant(&j); err != nil {
 		return Grant{}, err
 	}
 

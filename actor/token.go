@@ -129,11 +129,11 @@ func ParseToken(raw string) (Token, error) {
 	if err != nil {
 		return Token{}, err
 	}
-	t, _, err := readToken(j)
+	t, _, err := readToken(&j)
 	return t, err
 }
 
-func readToken(j jws) (Token, tokenClaims, error) {
+func readToken(j *jws) (Token, tokenClaims, error) {
 	h, err := j.readHeader(TypeToken, "kid")
 	if err != nil {
 		return Token{}, tokenClaims{}, err

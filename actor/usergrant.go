@@ -97,10 +97,10 @@ func ParseUserGrant(raw string) (UserGrant, error) {
 	if err != nil {
 		return UserGrant{}, err
 	}
-	return readUserGrant(j)
+	return readUserGrant(&j)
 }
 
-func readUserGrant(j jws) (UserGrant, error) {
+func readUserGrant(j *jws) (UserGrant, error) {
 	h, err := j.readHeader(TypeUserGrant, "jwk")
 	if err != nil {
 		return UserGrant{}, err

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 )
 
@@ -20,6 +21,19 @@ type verification struct {
 	idToken   string
 	lineage   lineage
 	limits    limits
+	anchors   *bundle // once asked for
+}
+
+// bundle is the same for every hop of one verification.
+func (s *verification) bundle() (bundle, error) {
+	if s.anchors == nil {
+		b, err := s.v.bundle()
+		if err != nil {
+			return bundle{}, err
+		}
+		s.anchors = &b
+	}
+	return *s.anchors, nil
 }
 
 type presenter struct {
@@ -46,7 +60,7 @@ func (v *Verifier) peer(chain []*x509.Certificate, now time.Time) (presenter, er
 	if id.TrustDomain() != v.cfg.TrustDomain {
 		return presenter{}, refuse(ClassPeerTrustDomain, "the peer %s is not in %s", id, v.cfg.TrustDomain)
 	}
-	w, err := v.path(chain, now)
+	w, err := v.knownPath(chain, now)
 	if err != nil {
 		return presenter{}, wrap(ClassPeerCertificate, err)
 	}
@@ -57,8 +71,49 @@ func (v *Verifier) peer(chain []*x509.Certificate, now time.Time) (presenter, er
 	return presenter{agent, chain[0], w}, nil
 }
 
-// path verifies an SVID against the bundle of our own trust domain.
-func (v *Verifier) path(chain []*x509.Certificate, now time.Time) (window, error) {
+// knownPath is path, or finds that these exact certificates were verified with this bundle before: an agent opens many connections
+// with one SVID. The times are compared every time.
+func (v *Verifier) knownPath(chain []*x509.Certificate, now time.Time) (window, error) {
+	if len(chain) > maxCertificates {
+		return window{}, fmt.Errorf("%d certificates, want at most %d", len(chain), maxCertificates)
+	}
+	bundle, err := v.bundle()
+	if err != nil {
+		return window{}, err
+	}
+	parts := [][]byte{[]byte("peer"), bundle.revision}
+	for _, c := range chain {
+		parts = append(parts, c.Raw)
+	}
+	key := keyOf(parts...)
+	if w, ok := v.cache.get(key); ok && w.holds(now) {
+		return w, nil
+	}
+	w, err := v.path(chain, bundle, now)
+	if err == nil {
+		v.cache.put(key, w)
+	}
+	return w, err
+}
+
+// bundle is the bundle of our own trust domain as it is now, and the name of that content.
+type bundle struct {
+	*x509bundle.Bundle
+	revision []byte
+}
+
+func (v *Verifier) bundle() (bundle, error) {
+	current, err := v.cfg.Bundles.GetX509BundleForTrustDomain(v.cfg.TrustDomain)
+	if err != nil {
+		return bundle{}, err
+	}
+	// The source may change its bundle at any moment; what is kept is about this content.
+	authorities := current.X509Authorities()
+	return bundle{x509bundle.FromX509Authorities(v.cfg.TrustDomain, authorities), revision(authorities)}, nil
+}
+
+// path verifies an SVID against a bundle.
+func (v *Verifier) path(chain []*x509.Certificate, in bundle, now time.Time) (window, error) {
 	if len(chain) > maxCertificates {
 		return window{}, fmt.Errorf("%d certificates, want at most %d", len(chain), maxCertificates)
 	}
@@ -68,7 +123,7 @@ func (v *Verifier) path(chain []*x509.Certificate, now time.Time) (window, error
 	if _, err := P256(chain[0].PublicKey); err != nil {
 		return window{}, err
 	}
-	_, paths, err := x509svid.Verify(chain, v.cfg.Bundles, x509svid.WithTime(now))
+	_, paths, err := x509svid.Verify(chain, in.Bundle, x509svid.WithTime(now))
 	if err != nil {
 		return window{}, err
 	}
@@ -208,11 +263,11 @@ func (s *verification) grant(g *Grant, form jws, before link, txn string, subjec
 // bytes were verified with this bundle before. The times of the path are compared
 // every time.
 func (s *verification) signedByIssuer(g *Grant, form jws) (window, error) {
-	bundle, err := s.v.cfg.Bundles.GetX509BundleForTrustDomain(s.v.cfg.TrustDomain)
+	bundle, err := s.bundle()
 	if err != nil {
 		return window{}, wrap(ClassGrantCertificate, err)
 	}
-	key := keyOf([]byte("grant"), revision(bundle.X509Authorities()), []byte(g.Statement))
+	key := keyOf([]byte("grant"), bundle.revision, []byte(g.Statement))
 	if w, ok := s.v.cache.get(key); ok && w.holds(s.now) {
 		return w, nil
 	}
@@ -223,7 +278,7 @@ func (s *verification) signedByIssuer(g *Grant, form jws) (window, error) {
 	if id.TrustDomain() != s.v.cfg.TrustDomain {
 		return window{}, refuse(ClassGrantTrustDomain, "the grant was signed by %s", id)
 	}
-	w, err := s.v.path(g.Chain, s.now)
+	w, err := s.v.path(g.Chain, bundle, s.now)
 	if err != nil {
 		return window{}, wrap(ClassGrantCertificate, err)
 	}
