@@ -308,6 +308,30 @@ func TestACachedGrantIsRefusedWhenItsIntermediateEnds(t *testing.T) {
 	}
 }
 
+func TestAKnownPresenterIsRefusedWhenItsIntermediateEnds(t *testing.T) {
+	f := chainOf(planner, researcher)
+	mid := certificate{key: keyFor("mid"), ca: "ca", notBefore: start.Add(-time.Hour), notAfter: start.Add(3 * time.Minute), isCA: true}.mint(caCert("ca"))
+	leaf := certificate{id: researcher, key: keyFor(researcher), ca: "mid", notBefore: start.Add(-time.Minute), notAfter: start.Add(time.Hour)}.mint(mid)
+	f.peer = []*x509.Certificate{leaf, mid}
+	set(f.token, "cnf", map[string]any{"x5t#S256": actor.CertificateHash(leaf)})
+	credential := f.credential()
+	at := now
+	v := newVerifier(t, func(c *actor.Config) { c.Now = func() time.Time { return at } })
+	for range 2 {
+		if _, err := v.Verify(t.Context(), f.peer, credential); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The same leaf without what vouched for it is another presenter.
+	if _, err := v.Verify(t.Context(), f.peer[:1], credential); actor.ClassOf(err) != actor.ClassPeerCertificate {
+		t.Errorf("without its intermediate: %v", err)
+	}
+	at = start.Add(3*time.Minute + time.Second)
+	if _, err := v.Verify(t.Context(), f.peer, credential); actor.ClassOf(err) != actor.ClassPeerCertificate {
+		t.Errorf("after its end: %v", err)
+	}
+}
+
 func TestAChainSurvivesARecordButIsForReadingOnly(t *testing.T) {
 	f := chainOf(planner, researcher, runner)
 	c, err := newVerifier(t).Verify(t.Context(), f.peer, f.credential())

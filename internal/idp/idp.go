@@ -94,11 +94,12 @@ type Config struct {
 type Verifier struct {
 	cfg       Config
 	providers map[string]*provider // by issuer
+	known     *known
 }
 
 type provider struct {
 	Provider
-	verifier *oidc.IDTokenVerifier
+	oidc *oidc.Config
 
 	mu       sync.RWMutex
 	keys     []datedKey
@@ -107,6 +108,7 @@ type provider struct {
 
 type datedKey struct {
 	jose.JSONWebKey
+	name      keyName
 	seen      time.Time // last fetch that had it
 	published bool      // the newest fetch had it
 }
@@ -128,7 +130,7 @@ func New(cfg Config) (*Verifier, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	v := &Verifier{cfg: cfg, providers: make(map[string]*provider, len(cfg.Providers))}
+	v := &Verifier{cfg: cfg, providers: make(map[string]*provider, len(cfg.Providers)), known: newKnown(maxKnown)}
 	for _, c := range cfg.Providers {
 		if err := c.Check(); err != nil {
 			return nil, fmt.Errorf("identity provider: %w", err)
@@ -145,14 +147,12 @@ func New(cfg Config) (*Verifier, error) {
 		}
 		client.Transport = limited{client.Transport}
 		c.Client = &client
-		p := &provider{Provider: c}
-		p.verifier = oidc.NewVerifier(c.Issuer, p, &oidc.Config{
+		v.providers[c.Issuer] = &provider{Provider: c, oidc: &oidc.Config{
 			ClientID:             c.ClientID,
 			SupportedSigningAlgs: c.Algorithms,
 			// Expiry belongs to the caller: a session outlives its ID token.
 			SkipExpiryCheck: true,
-		})
-		v.providers[c.Issuer] = p
+		}}
 	}
 	return v, nil
 }
@@ -294,10 +294,10 @@ func (p *provider) replace(fresh []jose.JSONWebKey, document []byte, now time.Ti
 	defer p.mu.Unlock()
 	var out []datedKey
 	for _, k := range fresh {
-		out = append(out, datedKey{k, now, true})
+		out = append(out, datedKey{k, nameKey(k), now, true})
 	}
 	for _, old := range p.keys {
-		again := slices.ContainsFunc(fresh, func(k jose.JSONWebKey) bool { return sameKey(k, old.JSONWebKey) })
+		again := slices.ContainsFunc(out, func(k datedKey) bool { return k.name == old.name })
 		if !again && now.Sub(old.seen) < keep {
 			old.published = false
 			out = append(out, old)

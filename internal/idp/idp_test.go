@@ -204,6 +204,51 @@ func TestWithdrawnKeyVouchesOnlyForTheTimeBefore(t *testing.T) {
 	}
 }
 
+// A token that was good before is remembered, but not beyond its key, and not against the clock.
+func TestAKnownTokenIsHeldAgainstItsKeyEachTime(t *testing.T) {
+	old, fresh := testca.NewKey(t), testca.NewKey(t)
+	p := start(t, public(old, "old", "ES256"))
+	var mu sync.Mutex
+	now := time.Now()
+	clock := func() time.Time { mu.Lock(); defer mu.Unlock(); return now }
+	pass := func(d time.Duration) { mu.Lock(); now = now.Add(d); mu.Unlock() }
+	v := verifier(t, idp.Config{Now: clock, Keep: time.Hour}, p)
+	// Dated within what clocks may differ by: after the withdrawal this is the stolen key's token.
+	early := oidctest.SignIDToken(old, "old", "ES256", claims(p.URL, "iat", fmt.Sprint(now.Unix()-1)))
+	late := oidctest.SignIDToken(old, "old", "ES256", claims(p.URL, "iat", fmt.Sprint(now.Unix()+20)))
+	check := func(when, token, want string) {
+		t.Helper()
+		for range 2 {
+			c, err := v.VerifyIDToken(t.Context(), token)
+			if want == "" && (err != nil || c.Issuer != p.URL) || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+				t.Errorf("%s: %+v, %v; want %q", when, c, err, want)
+			}
+		}
+	}
+	check("published", early, "")
+	check("published", late, "")
+	pass(-time.Hour)
+	check("the clock went back", early, "future")
+	pass(time.Hour)
+	p.publish(public(fresh, "new", "ES256"))
+	if err := v.Fetch(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	check("withdrawn", early, "")
+	check("withdrawn", late, "withdrawn")
+	pass(2 * time.Hour)
+	if err := v.Fetch(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	check("forgotten", early, "no known key")
+	// Another key under the same name is another key.
+	p.publish(public(fresh, "old", "ES256"))
+	if err := v.Fetch(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	check("another key of that name", early, "no known key")
+}
+
 func TestFetchRefuses(t *testing.T) {
 	key := testca.NewKey(t)
 	p := start(t, public(key, "k", "ES256"))

@@ -1,12 +1,12 @@
 package idp
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rsa"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/coreos/go-oidc/v3/oidc"
 	jose "github.com/go-jose/go-jose/v4"
 
 	"github.com/deputymesh/deputy/actor"
@@ -23,30 +24,64 @@ import (
 // VerifyIDToken implements actor.IdentityTokens: signature, algorithm, issuer and audience. Expiry is
 // for the caller. It does no I/O.
 func (v *Verifier) VerifyIDToken(ctx context.Context, raw string) (actor.IdentityClaims, error) {
+	digest := sha256.Sum256([]byte(raw))
+	if c, ok := v.known.get(digest); ok {
+		// These exact bytes were good under a key that is still kept; what changes with time is asked again.
+		if key, ok := v.providers[c.claims.Issuer].key(c.key); ok {
+			return c.claims, v.timely(c.claims, key)
+		}
+	}
+	claims, key, err := v.verify(ctx, raw)
+	if err != nil {
+		return actor.IdentityClaims{}, err
+	}
+	if err := v.timely(claims, key); err != nil {
+		return actor.IdentityClaims{}, err
+	}
+	v.known.put(digest, checked{claims, key.name})
+	return claims, nil
+}
+
+// timely holds an ID token against the clock and against what became of its key.
+func (v *Verifier) timely(c actor.IdentityClaims, key datedKey) error {
+	if c.IssuedAt.After(v.cfg.Now().Add(actor.Skew)) {
+		return errors.New("iat lies in the future")
+	}
+	// Who stole a key that was withdrawn can still date a token back, but not make it fresh.
+	if !key.published && c.IssuedAt.After(key.seen) {
+		return errors.New("it was issued after its key was withdrawn")
+	}
+	return nil
+}
+
+// verify finds out everything about an ID token that doesn't change with time.
+func (v *Verifier) verify(ctx context.Context, raw string) (actor.IdentityClaims, datedKey, error) {
 	var none actor.IdentityClaims
+	refuse := func(err error) (actor.IdentityClaims, datedKey, error) { return none, datedKey{}, err }
 	header, payload, err := split(raw)
 	if err != nil {
-		return none, err
+		return refuse(err)
 	}
 	// typ tells an ID token from every other kind of JWT that the provider signs with the same keys.
 	if typ, err := strictjson.StringMember(header, "typ"); err == nil && !strings.EqualFold(typ, "JWT") {
-		return none, fmt.Errorf("typ %q is not an ID token's", typ)
+		return refuse(fmt.Errorf("typ %q is not an ID token's", typ))
 	}
 	iss, err := strictjson.StringMember(payload, "iss")
 	if err != nil {
-		return none, fmt.Errorf("reading iss: %w", err)
+		return refuse(fmt.Errorf("reading iss: %w", err))
 	}
 	p, ok := v.providers[iss]
 	if !ok {
-		return none, fmt.Errorf("%q is not a configured identity provider", iss)
+		return refuse(fmt.Errorf("%q is not a configured identity provider", iss))
 	}
-	token, err := p.verifier.Verify(ctx, raw)
+	signature := &signature{provider: p}
+	token, err := oidc.NewVerifier(p.Issuer, signature, p.oidc).Verify(ctx, raw)
 	if err != nil {
-		return none, err
+		return refuse(err)
 	}
 	var claims map[string]json.RawMessage
 	if err := token.Claims(&claims); err != nil {
-		return none, err
+		return refuse(err)
 	}
 	// go-oidc matches member names without regard to case; what it read must be what stands there.
 	c := reader{claims: claims}
@@ -57,40 +92,31 @@ func (v *Verifier) VerifyIDToken(ctx context.Context, raw string) (actor.Identit
 	}
 	azp := c.text("azp", false)
 	if c.err != nil {
-		return none, c.err
+		return refuse(c.err)
 	}
 	switch {
 	case token.Issuer != out.Issuer || token.Subject != out.Subject || token.Nonce != out.Nonce ||
 		!token.Expiry.Equal(out.Expires):
-		return none, errors.New("the ID token's members can be read in two ways")
+		return refuse(errors.New("the ID token's members can be read in two ways"))
 	case out.Subject == "":
-		return none, errors.New("sub is empty")
+		return refuse(errors.New("sub is empty"))
 	case azp != "" && azp != p.ClientID:
-		return none, fmt.Errorf("azp is %q, want %q", azp, p.ClientID)
+		return refuse(fmt.Errorf("azp is %q, want %q", azp, p.ClientID))
 	case len(token.Audience) > 1 && azp == "":
-		return none, fmt.Errorf("aud has %d entries and azp is missing", len(token.Audience))
-	case out.IssuedAt.After(v.cfg.Now().Add(actor.Skew)):
-		return none, errors.New("iat lies in the future")
+		return refuse(fmt.Errorf("aud has %d entries and azp is missing", len(token.Audience)))
 	}
-	// Who stole a key that was withdrawn can still date a token back, but not make it fresh.
-	if seen, published := p.lastSeen(raw); !published && out.IssuedAt.After(seen) {
-		return none, errors.New("it was issued after its key was withdrawn")
-	}
-	return out, nil
+	return out, signature.key, nil
 }
 
-// VerifySignature implements oidc.KeySet with the keys of this provider alone.
-func (p *provider) VerifySignature(_ context.Context, raw string) ([]byte, error) {
-	payload, _, err := p.verify(raw)
+// signature implements oidc.KeySet with the keys of one provider alone, and says which of them it was.
+type signature struct {
+	provider *provider
+	key      datedKey
+}
+
+func (s *signature) VerifySignature(_ context.Context, raw string) (payload []byte, err error) {
+	payload, s.key, err = s.provider.verify(raw)
 	return payload, err
-}
-
-func (p *provider) lastSeen(raw string) (seen time.Time, published bool) {
-	_, key, err := p.verify(raw)
-	if err != nil {
-		return time.Time{}, false
-	}
-	return key.seen, key.published
 }
 
 func (p *provider) verify(raw string) ([]byte, datedKey, error) {
@@ -146,15 +172,6 @@ func usable(keys []jose.JSONWebKey) []jose.JSONWebKey {
 			return fits(k, a)
 		})
 	})
-}
-
-func sameKey(a, b jose.JSONWebKey) bool {
-	if a.KeyID != b.KeyID || a.Algorithm != b.Algorithm {
-		return false
-	}
-	x, errX := a.MarshalJSON()
-	y, errY := b.MarshalJSON()
-	return errX == nil && errY == nil && bytes.Equal(x, y)
 }
 
 // split reads header and payload of a compact JWS strictly.
