@@ -8,7 +8,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -20,6 +22,7 @@ import (
 func main() {
 	acts := map[string]func(context.Context, []string) error{
 		"pgx":        unmodifiedPgx,
+		"copy":       copyRows,
 		"credential": revealCredential,
 		"identity":   revealIdentity,
 		"present":    presentCredential,
@@ -112,6 +115,32 @@ func unmodifiedPgx(ctx context.Context, _ []string) error {
 		}
 		fmt.Println("count", n)
 	}
+	return nil
+}
+
+// copyRows (TABLE, ROWS) copies rows into a table of (id int, note text), and out again.
+func copyRows(ctx context.Context, args []string) error {
+	rows, err := strconv.Atoi(args[1])
+	if err != nil {
+		return err
+	}
+	conn, err := pgx.Connect(ctx, "")
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx)
+	n, err := conn.CopyFrom(ctx, pgx.Identifier{args[0]}, []string{"id", "note"}, pgx.CopyFromSlice(rows, func(i int) ([]any, error) {
+		return []any{i, fmt.Sprint("note ", i)}, nil
+	}))
+	if err != nil {
+		return err
+	}
+	fmt.Println("in", n)
+	tag, err := conn.PgConn().CopyTo(ctx, io.Discard, "COPY "+pgx.Identifier{args[0]}.Sanitize()+" TO STDOUT (FORMAT binary)")
+	if err != nil {
+		return err
+	}
+	fmt.Println("out", tag)
 	return nil
 }
 
