@@ -110,77 +110,77 @@ func (h *wireHead) appendJSON(b []byte) []byte {
 	return o.end()
 }
 
-func (d *Decision) appendJSON(b []byte) []byte {
+func (e *Decision) appendJSON(b []byte) []byte {
 	o := object{b: b}
-	o.must("effect", string(d.Effect))
-	o.must("target", d.Target)
-	o.must("action", d.Action)
-	if len(d.Objects) > 0 {
+	o.must("effect", string(e.Effect))
+	o.must("target", e.Target)
+	o.must("action", e.Action)
+	if len(e.Objects) > 0 {
 		o.key("objects")
-		for i, v := range d.Objects {
-			e := object{b: append(o.b, separator(i))}
-			e.must("kind", v.Kind)
-			e.must("name", v.Name)
-			e.strs("columns", v.Columns)
-			e.yes("write", v.Write)
-			o.b = e.end()
+		for i, v := range e.Objects {
+			m := object{b: append(o.b, separator(i))}
+			m.must("kind", v.Kind)
+			m.must("name", v.Name)
+			m.strs("columns", v.Columns)
+			m.yes("write", v.Write)
+			o.b = m.end()
 		}
 		o.b = append(o.b, ']')
 	}
-	if t := d.Statement; t != nil {
+	if t := e.Statement; t != nil {
 		o.key("statement")
-		e := object{b: o.b}
-		e.must("scrubbed", t.Scrubbed)
-		e.yes("truncated", t.Truncated)
-		e.key("bytes")
-		e.b = strconv.AppendInt(e.b, int64(t.Bytes), 10)
-		e.str("hmac_sha256", t.Hash)
-		o.b = e.end()
+		m := object{b: o.b}
+		m.must("scrubbed", t.Scrubbed)
+		m.yes("truncated", t.Truncated)
+		m.key("bytes")
+		m.b = strconv.AppendInt(m.b, int64(t.Bytes), 10)
+		m.str("hmac_sha256", t.Hash)
+		o.b = m.end()
 	}
-	o.yes("read_only", d.ReadOnly)
-	o.str("account", d.Account)
-	o.strs("policies", d.Policies)
-	o.str("policy_set", d.PolicySet)
-	o.int("policy_version", d.PolicyVersion)
-	o.str("policy_digest", string(d.PolicyDigest))
-	if len(d.Obligations) > 0 {
+	o.yes("read_only", e.ReadOnly)
+	o.str("account", e.Account)
+	o.strs("policies", e.Policies)
+	o.str("policy_set", e.PolicySet)
+	o.int("policy_version", e.PolicyVersion)
+	o.str("policy_digest", string(e.PolicyDigest))
+	if len(e.Obligations) > 0 {
 		o.key("obligations")
-		for i, v := range d.Obligations {
-			e := object{b: append(o.b, separator(i))}
-			e.must("name", v.Name)
-			e.str("value", v.Value)
-			o.b = e.end()
+		for i, v := range e.Obligations {
+			m := object{b: append(o.b, separator(i))}
+			m.must("name", v.Name)
+			m.str("value", v.Value)
+			o.b = m.end()
 		}
 		o.b = append(o.b, ']')
 	}
-	o.str("class", d.Class)
-	o.str("reason", d.Reason)
-	o.int("us", int64(d.Took))
+	o.str("class", e.Class)
+	o.str("reason", e.Reason)
+	o.int("us", int64(e.Took))
 	return o.end()
 }
 
-func (c *Completed) appendJSON(b []byte) []byte {
+func (e *Completed) appendJSON(b []byte) []byte {
 	o := object{b: b}
-	o.must("status", c.Status)
-	o.str("command", c.Command)
-	o.int("rows", c.Rows)
-	o.int("affected", c.Affected)
-	o.int("bytes_in", c.BytesIn)
-	o.int("bytes_out", c.BytesOut)
-	o.str("code", c.Code)
-	o.str("limit", c.Limit)
-	if len(c.Masked) > 0 {
+	o.must("status", e.Status)
+	o.str("command", e.Command)
+	o.int("rows", e.Rows)
+	o.int("affected", e.Affected)
+	o.int("bytes_in", e.BytesIn)
+	o.int("bytes_out", e.BytesOut)
+	o.str("code", e.Code)
+	o.str("limit", e.Limit)
+	if len(e.Masked) > 0 {
 		o.key("masked")
-		for i, v := range c.Masked {
-			e := object{b: append(o.b, separator(i))}
-			e.must("rule", v.Rule)
-			e.str("column", v.Column)
-			e.key("values")
-			e.b = strconv.AppendInt(e.b, v.Values, 10)
-			o.b = e.end()
+		for i, v := range e.Masked {
+			m := object{b: append(o.b, separator(i))}
+			m.must("rule", v.Rule)
+			m.str("column", v.Column)
+			m.key("values")
+			m.b = strconv.AppendInt(m.b, v.Values, 10)
+			o.b = m.end()
 		}
 		o.b = append(o.b, ']')
 	}
-	o.int("us", int64(c.Duration))
+	o.int("us", int64(e.Duration))
 	return o.end()
 }
