@@ -235,12 +235,12 @@ func (c *proxyConfig) core(ident *identity, state *proxy.State, tokens actor.Ide
 	return core, names, err
 }
 
-// readSecrets reads the passwords of all accounts.
-func (c *proxyConfig) readSecrets(config string) (err error) {
+// readSecrets reads the passwords and client certificates of all accounts.
+func (c *proxyConfig) readSecrets(config string) error {
 	for _, t := range c.Targets {
 		for i := range t.Postgres.Accounts {
 			a := &t.Postgres.Accounts[i]
-			if a.password, err = readSecret(beside(config, a.PasswordFile)); err != nil {
+			if err := a.readSecrets(config); err != nil {
 				return fmt.Errorf("target %s, account %s: %w", t.Name, a.Name, err)
 			}
 		}
@@ -256,7 +256,11 @@ func (t *targetConfig) engine(config string, td spiffeid.TrustDomain, core *prox
 	}
 	var accounts []postgres.Account
 	for _, a := range p.Accounts {
-		accounts = append(accounts, postgres.Account{Name: a.Name, Password: a.password, Roles: a.Roles})
+		account := postgres.Account{Name: a.Name, Password: a.password, Roles: a.Roles}
+		if a.certificate != nil {
+			account.Certificate = a.certificate.get
+		}
+		accounts = append(accounts, account)
 	}
 	return postgres.New(postgres.Config{
 		Core: postgres.ForTarget(core, name), Target: name.ID(td), TLS: server,

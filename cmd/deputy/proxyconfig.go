@@ -73,13 +73,30 @@ type postgresConfig struct {
 	PlainCancel bool `yaml:"plain_cancel,omitempty"`
 }
 
-// accountConfig is an account at the target and the roles of users that may use it.
+// accountConfig is an account at the target and the roles of users that may use it. It has a password, a client certificate
+// with its key, or both.
 type accountConfig struct {
-	Name         string   `yaml:"name"`
-	PasswordFile string   `yaml:"password_file"`
-	Roles        []string `yaml:"roles"`
+	Name            string   `yaml:"name"`
+	PasswordFile    string   `yaml:"password_file,omitempty"`
+	CertificateFile string   `yaml:"certificate_file,omitempty"`
+	KeyFile         string   `yaml:"key_file,omitempty"`
+	Roles           []string `yaml:"roles"`
 
-	password string // what stands in PasswordFile, once read
+	// What stands in the files, once read.
+	password    string
+	certificate *clientCertificate
+}
+
+func (a *accountConfig) check(path string) error {
+	switch {
+	case a.Name == "":
+		return fieldError(path, "name is expected")
+	case (a.CertificateFile == "") != (a.KeyFile == ""):
+		return fieldError(path, "certificate_file and key_file go together")
+	case a.PasswordFile == "" && a.CertificateFile == "":
+		return fieldError(path, "password_file, or certificate_file and key_file, are expected")
+	}
+	return nil
 }
 
 func (c *proxyConfig) id(unsafeDev bool) (spiffeid.ID, error) {
@@ -181,8 +198,8 @@ func (t *targetConfig) check(path string) error {
 		return fieldError(path+".postgres.accounts", "at least one account is expected (name, password_file, roles)")
 	}
 	for i, a := range p.Accounts {
-		if a.Name == "" || a.PasswordFile == "" {
-			return fieldError(fmt.Sprintf("%s.postgres.accounts[%d]", path, i), "name and password_file are expected")
+		if err := a.check(fmt.Sprintf("%s.postgres.accounts[%d]", path, i)); err != nil {
+			return err
 		}
 	}
 	return nil

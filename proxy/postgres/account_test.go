@@ -1,9 +1,14 @@
 package postgres_test
 
 import (
+	"crypto/tls"
+	"errors"
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/deputymesh/deputy/internal/testca"
 	"github.com/deputymesh/deputy/internal/testpg"
 	"github.com/deputymesh/deputy/proxy"
 	"github.com/deputymesh/deputy/proxy/postgres"
@@ -46,6 +51,19 @@ func TestAWrongUpstreamIsNotTalkedTo(t *testing.T) {
 		"another name in the certificate": func(c *postgres.Config) { c.Upstream.ServerName = "other.test" },
 		"a wrong password":                func(c *postgres.Config) { c.Accounts[0].Password = "wrong" },
 		"nobody there":                    func(c *postgres.Config) { c.Upstream.Address = "127.0.0.1:1" },
+		"no certificate asked for": func(c *postgres.Config) {
+			c.Accounts[0].Certificate = func() (*tls.Certificate, error) {
+				svid := testca.New(t, "clients.test").SVID(spiffeid.RequireFromString("spiffe://clients.test/shop_app"))
+				return &tls.Certificate{Certificate: [][]byte{svid.Certificates[0].Raw}, PrivateKey: svid.PrivateKey}, nil
+			}
+		},
+		"no certificate there": func(c *postgres.Config) {
+			c.Accounts[0].Certificate = func() (*tls.Certificate, error) { return nil, errors.New("the file is gone") }
+		},
+		"a password asked for where there is none": func(c *postgres.Config) {
+			c.Accounts[0].Password = ""
+			c.Accounts[0].Certificate = func() (*tls.Certificate, error) { return &tls.Certificate{}, nil }
+		},
 	} {
 		w := worldOf(t, pg, []string{"clerk"}, change)
 		_, err := connectWith(t, w.config())

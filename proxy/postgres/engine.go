@@ -79,10 +79,12 @@ type Upstream struct {
 	NoChannelBinding bool
 }
 
-// Account is a role at the target.
+// Account is a role at the target. It proves itself by a password, a client certificate, or both.
 type Account struct {
 	Name     string
 	Password string
+	// Certificate gives the client certificate and its key, anew for each connection; nil: none is sent.
+	Certificate func() (*tls.Certificate, error)
 	// Roles of users that may use it; empty: every user, as far as policy goes.
 	Roles []string
 }
@@ -151,8 +153,8 @@ func (c *Config) check() error {
 		return errors.New("no SQL parser")
 	}
 	for _, a := range c.Accounts {
-		if a.Name == "" || a.Password == "" {
-			return errors.New("an account has no name or no password")
+		if a.Name == "" || a.Password == "" && a.Certificate == nil {
+			return errors.New("an account has no name, or neither password nor certificate")
 		}
 	}
 	for _, s := range c.Schemas {

@@ -61,7 +61,7 @@ func targetName(id spiffeid.ID) string {
 	return name
 }
 
-// connConfig is how the target is reached: verified TLS, SCRAM and nothing weaker, and the pinned settings.
+// connConfig is how the target is reached: verified TLS, SCRAM or a client certificate and nothing weaker, and the pinned settings.
 func (e *Engine) connConfig(account Account, database, application string, settings map[string]string) (*pgconn.Config, error) {
 	// pgconn wants to parse a string; everything that it may have taken from the environment is replaced.
 	cfg, err := pgconn.ParseConfig("host=localhost port=1 user=deputy dbname=deputy sslmode=disable passfile='' target_session_attrs=any")
@@ -85,6 +85,9 @@ func (e *Engine) connConfig(account Account, database, application string, setti
 	if e.cfg.Upstream.NoChannelBinding {
 		cfg.ChannelBinding = "prefer"
 	}
+	if err := account.certify(cfg); err != nil {
+		return nil, fmt.Errorf("the client certificate of account %s at %s: %w", account.Name, e.name, err)
+	}
 	cfg.DialFunc = e.cfg.Upstream.Dial
 	cfg.RuntimeParams = map[string]string{
 		"search_path":                 searchPath(e.cfg.Schemas),
@@ -99,6 +102,24 @@ func (e *Engine) connConfig(account Account, database, application string, setti
 		}
 	}
 	return cfg, nil
+}
+
+// certify lets the account prove itself by its certificate. The target must ask for it: one that lets anybody in is not the
+// target that was configured. Without a password none may be asked for.
+func (a Account) certify(cfg *pgconn.Config) error {
+	if a.Certificate == nil {
+		return nil
+	}
+	cert, err := a.Certificate()
+	if err != nil {
+		return err
+	}
+	cfg.TLSConfig.Certificates = []tls.Certificate{*cert}
+	cfg.SSLCertMode = "require"
+	if a.Password == "" {
+		cfg.RequireAuth, cfg.ChannelBinding = "none", "disable"
+	}
+	return nil
 }
 
 // upstream is one connection to the target, after authentication.
