@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"testing"
 
 	"github.com/deputymesh/deputy/internal/testca"
 )
@@ -40,4 +41,23 @@ func cacheDir() string {
 		return filepath.Join(dir, "deputy")
 	}
 	return filepath.Join(os.Getenv("HOME"), ".cache", "deputy")
+}
+
+// NodeModules puts the npm packages that tests need, Node itself among them, into node_modules in m.Root, where every uid may
+// read them.
+func (m *Mesh) NodeModules(t testing.TB) {
+	t.Helper()
+	from := filepath.Join(cacheDir(), "node", "node_modules")
+	if _, err := os.Stat(filepath.Join(from, "pg")); err != nil {
+		t.Fatalf("the Node clients for tests are not installed; run scripts/setup test (%v)", err)
+	}
+	to := filepath.Join(m.Root, "node_modules")
+	// Links, where it is the same file system.
+	if r := Exec(t, Command{Args: []string{"cp", "-al", from, to}}); r.Code == 0 {
+		return
+	}
+	_ = os.RemoveAll(to)
+	if r := Exec(t, Command{Args: []string{"cp", "-a", from, to}}); r.Code != 0 {
+		t.Fatalf("copying the Node clients: %s", r)
+	}
 }

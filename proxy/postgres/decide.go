@@ -100,7 +100,7 @@ func (d *decider) decide(ctx context.Context, stmt *sqlparse.Statement, alias st
 	}
 	dec.cmd.Ops = b.ops
 	known := names{snap}
-	dec.planned = harmlessNames(stmt, known) && !snap.casts && b.plain
+	dec.planned = !d.narrow && harmlessNames(stmt, known) && !snap.casts && b.plain
 	dec.cmd.ReadOnly = dec.planned && stmt.ReadOnly(known) && (dec.text == "" || dec.names != nil)
 	for i, r := range stmt.Relations {
 		if r.Access&(sqlparse.Write|sqlparse.Define) != 0 && r.Access&sqlparse.Read == 0 {

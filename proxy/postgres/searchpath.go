@@ -23,11 +23,11 @@ const (
 func (b *opBuilder) toolSetting() (ok bool) {
 	switch strings.TrimSpace(b.dec.stmt.Text) {
 	case emptiesPath:
-		// The path is emptied but for pg_temp, which stays behind pg_catalog and finds nothing but what the session made itself. A
-		// rollback or RESET brings the pinned path back, so from here on no decision rests on which of the two it is: a relation
-		// is named with its schema or is PostgreSQL's own, and everything else is judged by the longer path.
+		// A rollback or RESET brings the pinned path back, so from here on no decision rests on which of the two it is: a relation
+		// is named with its schema or is PostgreSQL's own, and everything else is judged by the longer path. On the empty one
+		// PostgreSQL looks into pg_temp first, so what the session made may stand in the place of PostgreSQL's own: that is its
+		// own affair, but nothing counts as proven read-only any more.
 		b.d.narrow = true
-		b.dec.text = "SELECT pg_catalog.set_config('search_path', 'pg_temp', false)"
 	case avoidsViews:
 		// The session gives up reading views and foreign tables: less than it may.
 	default:
