@@ -77,6 +77,30 @@ func TestLogVerifiesOffline(t *testing.T) {
 		t.Errorf("the proof of one record: %s", r)
 	}
 
+	t.Run("on the provider's own keys", func(t *testing.T) {
+		fetch := func() testmesh.Result {
+			t.Helper()
+			r := testmesh.Exec(t, testmesh.Command{Args: []string{testmesh.Deputy(t), "audit", "keys", "fetch", "--keys", m.KeysFile(),
+				"--ca-file", filepath.Join(m.Dir, "agent", "idp-ca.pem")}})
+			if r.Code != 0 {
+				t.Fatalf("fetching the provider's keys: %s", r)
+			}
+			return r
+		}
+		if r := verify(whole); !strings.Contains(r.Stdout, "keys that only the log holds") {
+			t.Errorf("it isn't said whose keys these are: %s", r)
+		}
+		if r := fetch(); !strings.Contains(r.Stdout, m.Provider+": ") || strings.Contains(r.Stdout, ": 0 keys") {
+			t.Errorf("fetched: %s", r)
+		}
+		if r := verify(whole); r.Code != 0 || strings.Contains(r.Stdout, "keys that only the log holds") {
+			t.Errorf("on the provider's keys: %s", r)
+		}
+		if r := fetch(); !strings.Contains(r.Stdout, ": 0 keys added") {
+			t.Errorf("fetched again: %s", r)
+		}
+	})
+
 	last := t.TempDir()
 	if r := verify(whole, "--save", last); r.Code != 0 {
 		t.Fatal(r)

@@ -30,7 +30,7 @@ func newAuditCommand() *cobra.Command {
 			"The format is specified in docs/spec/audit-log.md.",
 		Args: cobra.NoArgs,
 	}
-	cmd.AddCommand(newAuditTailCommand(), newAuditShowCommand(), newAuditVerifyCommand())
+	cmd.AddCommand(newAuditTailCommand(), newAuditShowCommand(), newAuditVerifyCommand(), newAuditKeysCommand())
 	return cmd
 }
 

@@ -178,7 +178,7 @@ func printReport(out io.Writer, v auditVerdict) error {
 	}
 	b.WriteByte('\n')
 	if c.RecordedKeys > 0 {
-		fmt.Fprintf(&b, "               %d of them by sign-in keys that only the log holds; to rest on the provider instead, put its jwks\n               into the list of keys (identity_providers, docs/spec/audit-log.md)\n", c.RecordedKeys)
+		fmt.Fprintf(&b, "               %d of them by sign-in keys that only the log holds; to rest on the provider instead, put its\n               keys into the list: deputy audit keys fetch\n", c.RecordedKeys)
 	}
 	if r.Dev {
 		b.WriteString("  dev          written by `deputy dev`: the grants prove nothing\n")
