@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// roundsPerEra bounds what one mesh writes and how old its sign-ins get: then a new mesh begins, with empty logs.
-const roundsPerEra = 500
+// roundsPerEra bounds what one mesh writes and how old its sign-ins get. Then its logs are verified whole, and a new mesh begins.
+const roundsPerEra = 250
 
 // Whatever is killed, and when: no effect without a durable decision that allows it and came before, no answer without its
 // record, no open decision without an outcome after recovery, nobody served after a revocation that was
