@@ -19,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -63,6 +64,7 @@ type exchangeServer struct {
 	bundle                  *x509bundle.Bundle
 	tokenKey                *ecdsa.PrivateKey
 	certifying, providerKey *ecdsa.PublicKey
+	signIns                 sync.Map
 }
 
 func exchangeMain() error {
@@ -246,11 +248,20 @@ func (s *exchangeServer) verifyBare(roots *x509.CertPool, peer *x509.Certificate
 		if s.Kind == kindBareCached {
 			continue
 		}
-		key := s.providerKey
-		if i < len(parts)-1 {
-			if key, err = st.key(path); err != nil {
-				return nil, err
+		if i == len(parts)-1 {
+			// It remembers the sign-in, as a broker does: a user's agents all carry the same ID token.
+			if _, known := s.signIns.Load(st.digest); known {
+				continue
 			}
+			if !st.good(s.providerKey) {
+				return nil, errors.New("the signature of the ID token is bad")
+			}
+			s.signIns.Store(st.digest, true)
+			continue
+		}
+		key, err := st.key(path)
+		if err != nil {
+			return nil, err
 		}
 		if !st.good(key) {
 			return nil, fmt.Errorf("the signature of part %d is bad", i)

@@ -88,6 +88,7 @@ func measureExchanges(b *bench) {
 			for _, c := range s.clients {
 				x.warm(c, s.url)
 			}
+			defer b.profiled(route{pid: s.pid, ours: true}, "exchange-"+name)()
 			before := b.processorTime(s.pid)
 			n, took := x.load(s.url, s.clients, fresh)
 			spent[name] = append(spent[name], float64((b.processorTime(s.pid)-before).Microseconds())/float64(n))

@@ -51,11 +51,7 @@ func (b *bench) flow() *flow {
 	b.t.Cleanup(f.provider.Close)
 	o.SetIssuer(f.provider.URL)
 	f.user = actor.SubjectID{Issuer: f.provider.URL, Subject: "ben"}
-	f.idToken = oidctest.SignIDToken(f.providerKey, "k", "ES256", string(f.json(map[string]any{
-		"iss": f.provider.URL, "sub": "ben", "aud": "deputy", "nonce": actor.NonceFor(f.login.Public()), "sid": "sid-1",
-		"iat": f.signedIn.Unix(), "auth_time": f.signedIn.Unix(), "exp": f.signedIn.Add(8 * time.Hour).Unix(), "groups": []string{"bench"},
-		"name": "Ben Chmark", "email": "ben@bench.example", "email_verified": true,
-	})))
+	f.signIn()
 	f.tokens, err = idp.New(idp.Config{Providers: []idp.Provider{f.providerConfig()}, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		b.t.Fatal(err)
@@ -64,6 +60,15 @@ func (b *bench) flow() *flow {
 		b.t.Fatal(err)
 	}
 	return f
+}
+
+// signIn makes another ID token for the user; what is signed from now on belongs to it.
+func (f *flow) signIn() {
+	f.idToken = oidctest.SignIDToken(f.providerKey, "k", "ES256", string(f.json(map[string]any{
+		"iss": f.provider.URL, "sub": "ben", "aud": "deputy", "nonce": actor.NonceFor(f.login.Public()), "sid": "sid-1",
+		"iat": f.signedIn.Unix(), "auth_time": f.signedIn.Unix(), "exp": f.signedIn.Add(8 * time.Hour).Unix(), "groups": []string{"bench"},
+		"name": "Ben Chmark", "email": "ben@bench.example", "email_verified": true, "jti": actor.NewHexID(),
+	})))
 }
 
 func (f *flow) providerConfig() idp.Provider {

@@ -248,7 +248,7 @@ func (p *parser) object(depth int) (node, error) {
 		return node{}, fmt.Errorf("%w: more than %d levels", ErrDepth, MaxDepth)
 	}
 	n := node{kind: kindObject}
-	seen := map[string]string{} // folded name -> name
+	var seen map[string]string // folded name -> name; only for more members than fewMembers
 	p.pos++
 	p.space()
 	if p.peek() == '}' {
@@ -264,14 +264,26 @@ func (p *parser) object(depth int) (node, error) {
 		if err != nil {
 			return node{}, err
 		}
-		folded := fold(name)
-		if other, ok := seen[folded]; ok {
+		other, again := "", false
+		if len(n.members) < fewMembers {
+			other, again = n.sameName(name)
+		} else {
+			if seen == nil {
+				seen = make(map[string]string, 2*fewMembers)
+				for _, m := range n.members {
+					seen[fold(m.name)] = m.name
+				}
+			}
+			folded := fold(name)
+			other, again = seen[folded]
+			seen[folded] = name
+		}
+		if again {
 			if other == name {
 				return node{}, fmt.Errorf("%w: %q", ErrDuplicate, name)
 			}
 			return node{}, fmt.Errorf("%w: %q and %q", ErrCase, other, name)
 		}
-		seen[folded] = name
 		p.space()
 		if p.peek() != ':' {
 			return node{}, p.syntax("no colon")
@@ -294,6 +306,19 @@ func (p *parser) object(depth int) (node, error) {
 			return node{}, p.syntax("no comma or end of object")
 		}
 	}
+}
+
+// fewMembers are compared one by one, which is quicker than to hash them; an object of many would take quadratic time so.
+const fewMembers = 16
+
+// sameName finds a member with a name that is equal under case folding.
+func (n *node) sameName(name string) (string, bool) {
+	for i := range n.members {
+		if strings.EqualFold(n.members[i].name, name) {
+			return n.members[i].name, true
+		}
+	}
+	return "", false
 }
 
 // fold maps every rune to the smallest of its simple case folding orbit, which

@@ -265,3 +265,25 @@ func FuzzDecodeBase64URL(f *testing.F) {
 		}
 	})
 }
+
+// Small objects and large ones are searched for equal names in two ways.
+func TestNamesAreComparedInObjectsOfEverySize(t *testing.T) {
+	for n := 1; n <= 40; n++ {
+		var b strings.Builder
+		for i := range n {
+			fmt.Fprintf(&b, `"m\u017f%d":%d,`, i, i) // ſ
+		}
+		members := b.String()
+		if err := strictjson.Check([]byte("{" + members + `"last":0}`)); err != nil {
+			t.Errorf("%d members and one: %v", n, err)
+		}
+		for i := range n {
+			if err := strictjson.Check(fmt.Appendf(nil, `{%s"mſ%d":0}`, members, i)); !errors.Is(err, strictjson.ErrDuplicate) {
+				t.Errorf("member %d of %d again: %v", i, n, err)
+			}
+			if err := strictjson.Check(fmt.Appendf(nil, `{%s"Ms%d":0}`, members, i)); !errors.Is(err, strictjson.ErrCase) {
+				t.Errorf("member %d of %d in another case: %v", i, n, err)
+			}
+		}
+	}
+}
