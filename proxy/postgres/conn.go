@@ -305,6 +305,12 @@ func (g *greeting) connect(ctx context.Context, core Session, st *startup) (*ses
 		f.code, f.hint = codeNoDatabase, ""
 		return nil, f
 	}
+	if st.replication {
+		r := core.Refuse(ctx, cmd, *objection(classUnsupported, "replication connections aren't supported: what they send can't be decided or masked"))
+		f := refusalFault(r)
+		f.hint = "Connect without the replication parameter."
+		return nil, f
+	}
 	pass, err := core.Authorize(ctx, cmd)
 	if err != nil {
 		var r *proxy.Refusal

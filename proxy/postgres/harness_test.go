@@ -334,6 +334,12 @@ func newWorld(t testing.TB, roles []string, change ...func(*postgres.Config)) *w
 
 func worldOf(t testing.TB, pg *testpg.Server, roles []string, change ...func(*postgres.Config)) *world {
 	t.Helper()
+	return worldOn(t, pg, roles, func(l net.Listener) net.Listener { return l }, change...)
+}
+
+// worldOn is worldOf with a listener of the test's own around the real one.
+func worldOn(t testing.TB, pg *testpg.Server, roles []string, around func(net.Listener) net.Listener, change ...func(*postgres.Config)) *world {
+	t.Helper()
 	w := &world{t: t, pg: pg, ca: testca.New(t, "mesh.test"), dir: t.TempDir()}
 	w.agent = w.ca.SVID(w.ca.ID("/agent/planner/0123456789abcdef0123456789abcdef"))
 	w.ledger = &ledger{set: policySet(t), roles: roles, counts: map[string]int{}}
@@ -371,7 +377,7 @@ func worldOf(t testing.TB, pg *testpg.Server, roles []string, change ...func(*po
 	ctx, stop := context.WithCancel(context.Background())
 	w.stop = stop
 	done := make(chan error, 1)
-	go func() { done <- e.Serve(ctx, l) }()
+	go func() { done <- e.Serve(ctx, around(l)) }()
 	t.Cleanup(func() {
 		stop()
 		select {

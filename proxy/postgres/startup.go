@@ -75,6 +75,8 @@ type startup struct {
 	settings map[string]string
 	// application is the agent's own application_name, for the record only.
 	application string
+	// replication is refused after authentication, so that it is on record.
+	replication bool
 	// unknown lists the _pq_. options, which we don't know.
 	unknown []string
 }
@@ -130,9 +132,8 @@ func (s *startup) take(key, value string) error {
 	case key == "application_name":
 		s.application = value
 	case key == "replication":
-		if on, known := parseBool(value); !known || on {
-			return &fault{code: "0A000", message: "replication connections aren't there yet", hint: "Connect without the replication parameter."}
-		}
+		on, known := parseBool(value)
+		s.replication = !known || on
 	case key == "options":
 		return s.options(value)
 	default:
