@@ -134,6 +134,20 @@ func TestATamperedLogIsFound(t *testing.T) {
 			}
 		})
 	}
+	t.Run("pruned, which isn't tampering", func(t *testing.T) {
+		dir := copyLog(t, whole)
+		remove(t, segmentsOf(t, dir)[0])
+		if r := verify(dir); r.Code != 2 || !strings.Contains(r.Stdout, "starts_late") {
+			t.Errorf("without --pruned: %s", r)
+		}
+		// What remains is whole. That the credentials of sessions that go on stood in the part that is gone is said, see the specification.
+		r := verify(dir, "--pruned", "--seen", seen)
+		for line := range strings.Lines(r.Stdout) {
+			if strings.Contains(line, "PROBLEM") && !strings.Contains(line, "stands before it") {
+				t.Errorf("with --pruned: %s", line)
+			}
+		}
+	})
 	t.Run("a byte anywhere", func(t *testing.T) {
 		raw, err := os.ReadFile(m.KeysFile())
 		if err != nil {
