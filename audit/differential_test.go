@@ -8,6 +8,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strings"
 	"testing"
 	"testing/fstest"
 
@@ -126,6 +128,61 @@ func TestTwoVerifiersFindTheSameTampering(t *testing.T) {
 	t.Logf("%d logs hold, %d don't, %d have a torn tail", a.counts[0], a.counts[2], a.counts[3])
 	if a.counts[2] < 300 || a.counts[3] < 10 || a.counts[1] != 0 {
 		t.Errorf("%v: the tampering doesn't ask enough", a.counts)
+	}
+}
+
+// The same for records that were damaged before they were hashed and signed, so that the schema is asked behind a good root.
+func TestTwoVerifiersReadDamagedRecordsTheSame(t *testing.T) {
+	t.Parallel()
+	_, line := bookKey(bookOrigin, "log key")
+	base := newTale(t, nil)
+	a := newAgreement(t, base.w.keys(line))
+	m := &mutations{rand.New(rand.NewPCG(20261120, 5)), a}
+	for i := range 500 {
+		// A tale of its own, but with the credential verified once for all.
+		s := &tale{logbook: newLogbook(), w: base.w, evidence: base.evidence}
+		s.says(base.chainText)
+		var what string
+		s.rewrite = map[int]func(string) string{m.IntN(21): func(r string) string {
+			out := m.text(r)
+			what = fmt.Sprintf("round %d: %.300s\nfrom %.300s", i, out, r)
+			return out
+		}}
+		s.whole()
+		a.check(what, s.files(), audit.VerifyOptions{})
+	}
+	t.Logf("%d logs hold, %d don't", a.counts[0], a.counts[2])
+	if a.counts[0] < 15 || a.counts[2] < 300 {
+		t.Errorf("%v: the damage doesn't ask enough", a.counts)
+	}
+}
+
+// text changes a record's JSON.
+func (m *mutations) text(s string) string {
+	pick := func(list ...string) string { return list[m.IntN(len(list))] }
+	members := regexp.MustCompile(`"[a-z_0-9]+":`).FindAllStringIndex(s, -1)
+	at := members[m.IntN(len(members))]
+	name, rest := s[at[0]:at[1]], s[at[1]:]
+	end := regexp.MustCompile(`^("[^"]*"|[0-9]+|true|false|\[[^][{}]*\])`).FindString(rest)
+	other := pick(`""`, `"x"`, `0`, `-1`, `1.0`, `9223372036854775808`, `null`, `true`, `false`, `[]`, `[""]`, `{}`, `"sha256:`+strings.Repeat("0", 64)+`"`, `"2026-11-20T12:02:00Z"`,
+		`"2026-11-20T12:02:00.5Z"`, `"2026-11-20T12:02:00+00:00"`, `"ok"`, `"allow"`, `"refuse"`, `"accepted"`, `"user"`, `"agent"`, `"attested"`, `"verified"`, `"broker"`, `"`+bookID(9)+`"`, `"`+bookSource+`"`, `"https://h"`)
+	switch m.IntN(8) {
+	case 0: // without the member
+		return strings.Replace(s[:at[0]]+strings.TrimPrefix(rest[len(end):], ","), ",}", "}", 1)
+	case 1: // twice
+		return s[:at[0]] + name + other + "," + s[at[0]:]
+	case 2: // by another name
+		return s[:at[0]] + pick(`"x":`, strings.ToUpper(name), `"class":`, `"chain":`, `"\u0069d":`) + rest
+	case 3: // one more
+		return s[:at[0]] + pick(`"dev":`, `"decision":`, `"txn":`, `"us":`, `"reason":`, `"class":`, `"policy_digest":`, `"since":`, `"rows":`, `"acr":`) + other + "," + s[at[0]:]
+	case 4:
+		i := m.IntN(len(s))
+		return s[:i] + pick(" ", "\t", "\\", "\"", "{", "}", "0", "e1", "\x00", "\xff", "\u2028", ",") + s[i:]
+	default:
+		if end == "" {
+			return s[:at[1]] + other + "," + name + rest
+		}
+		return s[:at[1]] + other + rest[len(end):]
 	}
 }
 
