@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/deputymesh/deputy/actor"
 	"github.com/deputymesh/deputy/internal/testverifier"
@@ -74,6 +75,98 @@ func TestTwoVerifiersJudgeMutationsTheSame(t *testing.T) {
 	if accepted < rounds/20 || refused < rounds/2 || sameClass < rounds*98/100 {
 		t.Errorf("%d accepted, %d refused, %d of the same class: the mutations don't ask enough", accepted, refused, sameClass)
 	}
+}
+
+// Narrowing and matching of random capabilities, malformed ones too, come out the same.
+func TestTwoVerifiersCompareCapabilitiesTheSame(t *testing.T) {
+	t.Parallel()
+	second := testverifier.Start(t)
+	m := &mutator{rand.New(rand.NewPCG(20261120, 6))}
+	counts := map[string]int{}
+	for range 3000 {
+		parent, child := m.details(), m.details()
+		action := map[string]any{"type": "deputy_postgres", "target": pick(m, target, otherTarget).String(), "verb": pick(m, "select", "insert", "set", "ddl"),
+			"database": pick(m, "a", "b", ""), "schema": pick(m, "", "s", "t", "*"), "table": pick(m, "", "s", "u", "*")}
+		p, err := actor.ParseDetails(must(json.Marshal(parent)))
+		var c actor.Details
+		if err == nil {
+			c, err = actor.ParseDetails(must(json.Marshal(child)))
+		}
+		if err == nil {
+			err = c.Within(p)
+		}
+		var narrowing struct{ Class string }
+		second.Ask(t, map[string]any{"narrowing": map[string]any{"parent": parent, "child": child}}, &narrowing)
+		if got := verdict(string(actor.ClassOf(err))); got != verdict(narrowing.Class) {
+			t.Errorf("ours %q, theirs %q: %s within %s", got, narrowing.Class, must(json.Marshal(child)), must(json.Marshal(parent)))
+		}
+		counts["narrowing "+verdict(narrowing.Class)]++
+
+		var matching struct {
+			Class   string
+			MaxRows int64 `json:"max_rows"`
+		}
+		var limits actor.Limits
+		if p, err = actor.ParseDetails(must(json.Marshal(parent))); err == nil {
+			limits, err = p.Match(actor.PostgresAction{Target: spiffeid.RequireFromString(action["target"].(string)), Verb: action["verb"].(string),
+				Database: action["database"].(string), Schema: action["schema"].(string), Table: action["table"].(string)})
+		}
+		second.Ask(t, map[string]any{"matching": map[string]any{"authorization_details": parent, "action": action}}, &matching)
+		if got := verdict(string(actor.ClassOf(err))); got != verdict(matching.Class) || limits.MaxRows != matching.MaxRows {
+			t.Errorf("ours %q %d, theirs %q %d: %s within %s", got, limits.MaxRows, matching.Class, matching.MaxRows, must(json.Marshal(action)), must(json.Marshal(parent)))
+		}
+		counts["matching "+verdict(matching.Class)]++
+	}
+	t.Logf("%v", counts)
+	for _, want := range []string{"narrowing ", "narrowing details.wider", "narrowing malformed", "matching ", "matching action.outside"} {
+		if counts[want] < 50 {
+			t.Errorf("%d times %q: the capabilities don't ask enough", counts[want], want)
+		}
+	}
+}
+
+// verdict is a class of comparing, or that something is malformed: which of several faults is found first is nobody's promise.
+func verdict(class string) string {
+	switch actor.Class(class) {
+	case "", actor.ClassWider, actor.ClassOutside:
+		return class
+	}
+	return "malformed"
+}
+
+// details are capabilities from so few values that relations happen, now and then malformed.
+func (m *mutator) details() []any {
+	list := func(from ...any) []any {
+		out := []any{}
+		for _, v := range from {
+			if m.IntN(2) == 0 {
+				out = append(out, v)
+			}
+		}
+		if len(out) == 0 {
+			return from[:1]
+		}
+		return out
+	}
+	var out []any
+	for range 1 + m.IntN(2) {
+		d := map[string]any{"type": "deputy_postgres", "locations": list(target.String(), otherTarget.String()), "actions": list("select", "insert", "set", "ddl")}
+		if m.IntN(2) == 0 {
+			d["databases"] = list("a", "b")
+		}
+		if m.IntN(2) == 0 {
+			d["tables"] = list("s.*", "*.u", "s.u", "t.s", "*.*")
+		}
+		if m.IntN(2) == 0 {
+			d["max_rows"] = 1 + m.IntN(3)
+		}
+		if m.IntN(12) == 0 {
+			d[pick(m, "type", "locations", "actions", "databases", "tables", "max_rows")] = pick[any](m, []any{}, []any{"a", "a"}, []any{""}, []any{"a.b.c"}, []any{"a b"}, []any{"\u00e9\u202e"},
+				[]any{strings.Repeat("x", 64)}, []any{`a"b`}, []any{"**"}, 0, -1, "", nil, "deputy_ssh")
+		}
+		out = append(out, d)
+	}
+	return out
 }
 
 // mutant is one damaged credential or subject.

@@ -33,6 +33,12 @@ func ParseRecordID(s string) (RecordID, error) {
 	return RecordID(s), nil
 }
 
+// UnmarshalText reads an id where it stands in a record: an absent one is left out, never empty.
+func (id *RecordID) UnmarshalText(text []byte) (err error) {
+	*id, err = ParseRecordID(string(text))
+	return err
+}
+
 // String returns the id, or "none".
 func (id RecordID) String() string {
 	if id == "" {

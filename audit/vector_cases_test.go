@@ -243,6 +243,7 @@ func brokenRecords(t testing.TB) []logCase {
 		told(r, ruleRecords, "ten digits of a second", 2, `00.002Z`, `00.0020000000Z`),
 		told(r, ruleRecords, "an id of UUID version 4", 2, `-7000-8000-000000000002`, `-4000-8000-000000000002`),
 		told(r, ruleRecords, "an id of another variant", 2, `-7000-8000-000000000002`, `-7000-c000-000000000002`),
+		told(r, ruleRecords, "a decision that is there and empty", 7, `"source"`, `"decision":"","source"`),
 		told(r, ruleRecords, "an id in upper case", 2, `0193498d-`, `0193498D-`),
 		told(r, ruleRecords, "source is no SPIFFE ID", 2, `"source":"spiffe:`, `"source":"https:`),
 		told(r, ruleRecords, "a chain's name that is no digest", 2, `"chain":"sha256:`, `"chain":"sha-256:`),

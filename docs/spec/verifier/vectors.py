@@ -111,6 +111,16 @@ def narrowing(v):
     return None
 
 
+def matching(v):
+    """Whether an action lies within details, and its limit."""
+    try:
+        details = capabilities.read(strictjson.parse(json.dumps(v["authorization_details"]).encode()))
+        got, limit = capabilities.match(details, v["action"])
+    except Refused as e:
+        return {"class": e.cls}
+    return {"class": None if got else "action.outside", "max_rows": limit or 0}
+
+
 def _hop(h):
     out = {"id": h.id, "grade": h.grade}
     if h.statement:

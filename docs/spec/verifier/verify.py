@@ -89,7 +89,7 @@ def _print_report(report):
 
 
 def run_batch(args):
-    """{"credential" or "subject": vector} or {"log": folder, "keys": file}, to what came of it."""
+    """{"credential", "subject", "narrowing" or "matching": vector} or {"log": folder, "keys": file}, to what came of it."""
     loaded = vectors.Vectors(args.folder)
     for line in sys.stdin:
         print(json.dumps(_case(loaded, json.loads(line))), flush=True)
@@ -101,6 +101,10 @@ def _case(loaded, case):
         return loaded.credential(case["credential"])
     if "subject" in case:
         return loaded.subject(case["subject"])
+    if "narrowing" in case:
+        return {"class": vectors.narrowing(case["narrowing"])}
+    if "matching" in case:
+        return vectors.matching(case["matching"])
     try:
         report = _verify_log(case["log"], case["keys"], case.get("pruned", False), case.get("seen", ()))
     except _CANT_LOOK as e:
