@@ -25,8 +25,10 @@ func TestKillingTheSupervisorGainsNothing(t *testing.T) {
 			out := filepath.Join(dir, "nested"+flag)
 			// The planner lives on, and its child's daemon knows all its sockets.
 			r := alice.Run(t, []string{"planner " + flag}, "sh", "-c", attackAll(t, m, alice)+
-				testmesh.Deputy(t)+" run --as researcher "+flag+" -- sh -c 'setsid -f "+probe+" orphan "+out+" $PPID kill </dev/null >/dev/null 2>&1; exec sleep 60'\n"+
-				"echo child $?; while test -d /proc/$(sed -n 's/daemon \\([0-9]*\\) .*/\\1/p' "+out+"); do sleep 0.02; done; "+testmesh.Deputy(t)+" whoami")
+				testmesh.Deputy(t)+" run --as researcher "+flag+" -- sh -c 'setsid -f "+probe+" sleep "+out+".left </dev/null >/dev/null 2>&1; while ! test -s "+out+".left; do sleep 0.02; done; setsid -f "+probe+" orphan "+out+" $PPID kill </dev/null >/dev/null 2>&1; exec sleep 60'\n"+
+				"echo child $?; while test -d /proc/$(sed -n 's/daemon \\([0-9]*\\) .*/\\1/p' "+out+"); do sleep 0.02; done; "+
+				// Its parent's supervisor ends what it left, which would sleep for long.
+				"while test -d /proc/$(cat "+out+".left); do sleep 0.02; done; "+testmesh.Deputy(t)+" whoami")
 			if !regexp.MustCompile(`child (125|137)\n`).MatchString(r.Stdout) || !strings.Contains(r.Stdout, "/agent/planner/") {
 				t.Errorf("the child was to end by a signal, and its parent to live on: %s", r)
 			}

@@ -63,11 +63,20 @@ func (s *Supervisor) endLeftovers(ctx context.Context, child *kernel.Held) error
 	}
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
+	// Its children are adopted before it is seen to be dead, so that none is overlooked afterwards. One that lives on has its
+	// program still.
+	for child.Alive() == nil {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+	s.sweep.Lock() // one at a time looks through all processes
+	defer s.sweep.Unlock()
 	for {
-		// Its children are adopted before it is seen to be dead, so that none is overlooked afterwards.
-		dead := errors.Is(child.Alive(), kernel.ErrGone)
 		found, err := s.killLeftovers(self)
-		if err != nil || dead && !found {
+		if err != nil || !found {
 			return err
 		}
 		select {

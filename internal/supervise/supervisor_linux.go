@@ -70,6 +70,7 @@ type Supervisor struct {
 	// marks are what the agent's program, and all that it starts, is restrained by; nil before it starts.
 	marks   atomic.Pointer[kernel.Restraints]
 	program atomic.Int64 // its process id
+	sweep   sync.Mutex
 
 	stop  context.CancelFunc
 	tasks sync.WaitGroup

@@ -275,8 +275,13 @@ func restrained(_ context.Context, args []string) error {
 	return syscall.Exec(args[0], args, os.Environ())
 }
 
-// sleep does nothing, for long; its argument tells it from others.
-func sleep(ctx context.Context, _ []string) error {
+// sleep does nothing, for long; its argument tells it from others. Where that is a path, its process id stands there.
+func sleep(ctx context.Context, args []string) error {
+	if filepath.IsAbs(args[0]) {
+		if err := os.WriteFile(args[0], fmt.Appendln(nil, os.Getpid()), 0o644); err != nil {
+			return err
+		}
+	}
 	<-ctx.Done()
 	return ctx.Err()
 }
