@@ -18,15 +18,16 @@ import (
 )
 
 // serve takes one connection from its first byte to its end.
-func (e *Engine) serve(ctx context.Context, conn net.Conn) {
+func (e *Engine) serve(ctx context.Context, conn net.Conn, waiting *guest) {
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		_ = tcp.SetKeepAlivePeriod(30 * time.Second)
 	}
 	_ = conn.SetDeadline(time.Now().Add(e.cfg.StartupTimeout))
 	// Handshake and verification want a deep stack. On a goroutine of its own it is given back: most of its life a session is idle.
 	greeted := make(chan *session)
-	go func() { greeted <- e.greet(ctx, conn) }()
+	go func() { greeted <- e.greet(ctx, conn, waiting) }()
 	s := <-greeted
+	defer e.release(waiting)
 	if s == nil {
 		return
 	}
@@ -37,7 +38,7 @@ func (e *Engine) serve(ctx context.Context, conn net.Conn) {
 }
 
 // greet brings a connection to its session; nil if it doesn't come to that, and then the peer knows why.
-func (e *Engine) greet(ctx context.Context, conn net.Conn) *session {
+func (e *Engine) greet(ctx context.Context, conn net.Conn, waiting *guest) *session {
 	// A shutdown doesn't wait for peers that haven't said anything yet.
 	early, started := context.WithCancel(ctx)
 	stop := context.AfterFunc(early, func() {
@@ -56,6 +57,10 @@ func (e *Engine) greet(ctx context.Context, conn net.Conn) *session {
 	if secured == nil {
 		return nil // it was a plain cancel
 	}
+	if e.room.recognise(waiting, peerID(secured)) {
+		e.cfg.Core.Count("too_many_waiting")
+	}
+	e.nextStep(early, conn)
 	if p.code == codeCancel {
 		defer secured.Close()
 		key, err := p.cancel()
@@ -66,7 +71,7 @@ func (e *Engine) greet(ctx context.Context, conn net.Conn) *session {
 		e.cancel(ctx, key, peerID(secured))
 		return nil
 	}
-	g := &greeting{e: e, conn: secured, out: newSink(secured, &e.buffers)}
+	g := &greeting{e: e, conn: secured, out: newSink(secured, &e.buffers), waiting: waiting}
 	s, err := g.run(early, p)
 	if err != nil {
 		e.turnAway(secured, "authentication", err)
@@ -74,6 +79,14 @@ func (e *Engine) greet(ctx context.Context, conn net.Conn) *session {
 		return nil
 	}
 	return s
+}
+
+// nextStep gives the next step of a startup its time, unless the proxy is shutting down.
+func (e *Engine) nextStep(ctx context.Context, conn net.Conn) {
+	_ = conn.SetDeadline(time.Now().Add(e.cfg.StartupTimeout))
+	if ctx.Err() != nil {
+		_ = conn.SetDeadline(time.Now())
+	}
 }
 
 // turnAway tells a peer that isn't let in why, if that is for its eyes.
@@ -200,6 +213,29 @@ type greeting struct {
 	conn *tls.Conn
 	out  *sink
 	in   *frames
+	// waiting is its place until the credential is there.
+	waiting *guest
+}
+
+// admit takes the place of a session. The credential is there, if not verified yet.
+func (g *greeting) admit(ctx context.Context) error {
+	g.e.room.leave(g.waiting)
+	select {
+	case g.e.slots <- struct{}{}:
+		g.waiting.slot = true
+	default:
+		g.e.cfg.Core.Count("too_many_connections")
+		return &fault{code: codeTooMany, message: "this proxy has as many connections to the target as it may", hint: "Close some, or try again in a moment."}
+	}
+	g.e.nextStep(ctx, g.conn)
+	return nil
+}
+
+// release gives the place of a session back.
+func (e *Engine) release(g *guest) {
+	if g.slot {
+		<-e.slots
+	}
 }
 
 func (g *greeting) run(ctx context.Context, p *packet) (*session, error) {
@@ -225,6 +261,9 @@ func (g *greeting) run(ctx context.Context, p *packet) (*session, error) {
 	// Which databases there are is told after authentication only.
 	credential, err := g.credential()
 	if err != nil {
+		return nil, err
+	}
+	if err := g.admit(ctx); err != nil {
 		return nil, err
 	}
 	tlsState := g.conn.ConnectionState()

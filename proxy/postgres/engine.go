@@ -19,7 +19,7 @@ import (
 
 // Defaults of [Config].
 const (
-	DefaultStartupTimeout = 20 * time.Second
+	DefaultStartupTimeout = 15 * time.Second
 	DefaultCatalogAge     = 30 * time.Second
 	DefaultMaxMessage     = 16 << 20
 	DefaultMaxRow         = 64 << 20
@@ -53,11 +53,13 @@ type Config struct {
 	Schemas []string
 	Parser  Parser
 
-	StartupTimeout time.Duration // from accept to authenticated
+	// StartupTimeout is for each step until a session begins: until TLS stands, until the credential is there, until the target
+	// is reached.
+	StartupTimeout time.Duration
 	CatalogAge     time.Duration // after which the catalogue is read again
 	MaxMessage     int           // bytes of one message of an agent
 	MaxRow         int           // bytes of one row that has to be masked
-	MaxConnections int           // of agents at once
+	MaxConnections int           // of agents with a credential at once
 	// PlainCancel accepts CancelRequests without TLS, as libpq before 17 sends them: whoever knows the key may cancel.
 	PlainCancel bool
 
@@ -98,6 +100,8 @@ type Engine struct {
 	name     string // the target's name
 	catalogs map[string]*catalog
 	cancels  cancelTable
+	room     room
+	slots    chan struct{} // of sessions
 	buffers  buffers
 }
 
@@ -109,6 +113,7 @@ func New(cfg Config) (*Engine, error) {
 	cfg.defaults()
 	e := &Engine{cfg: cfg, catalogs: map[string]*catalog{}}
 	e.cancels.sessions = map[uint32]*session{}
+	e.slots = make(chan struct{}, cfg.MaxConnections)
 	e.tls = cfg.TLS.Clone()
 	e.tls.MinVersion = tls.VersionTLS13
 	e.tls.ClientAuth = tls.RequireAnyClientCert
@@ -204,7 +209,6 @@ func (e *Engine) Serve(ctx context.Context, l net.Listener) error {
 	}()
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
-	slots := make(chan struct{}, e.cfg.MaxConnections)
 	var pause time.Duration
 	for {
 		conn, err := l.Accept()
@@ -225,17 +229,14 @@ func (e *Engine) Serve(ctx context.Context, l net.Listener) error {
 			continue
 		}
 		pause = 0
-		select {
-		case slots <- struct{}{}:
-		default:
-			e.cfg.Core.Count("too_many_connections")
-			_ = conn.Close()
-			continue
+		g, full := e.room.enter(conn)
+		if full {
+			e.cfg.Core.Count("too_many_waiting")
 		}
 		wg.Go(func() {
-			defer func() { <-slots }()
 			defer conn.Close()
-			e.serve(ctx, conn)
+			defer e.room.leave(g)
+			e.serve(ctx, conn, g)
 		})
 	}
 }

@@ -21,6 +21,7 @@ const (
 	codeDupPortal    = "42P03" // duplicate_cursor
 	codeNoDatabase   = "3D000" // invalid_catalog_name
 	codeInternal     = "58000" // system_error
+	codeTooMany      = "53300" // too_many_connections
 )
 
 // fault is an error in the words of the protocol. What stands in it is shown to the agent.
