@@ -183,6 +183,25 @@ func (w *walker) createAs(s *pg.CreateTableAsStmt, sc *scope) {
 	w.inside(s.Query, &scope{}, UseStore)
 }
 
+// constraint walks a constraint of a table. A foreign key tells which values there are in the columns that it refers to; where
+// it names none they are those of the primary key, which the catalogue knows.
+func (w *walker) constraint(c *pg.Constraint, sc *scope, use Use) {
+	to := c.Pktable
+	c.Pktable = nil
+	w.fields(c.ProtoReflect(), sc, use)
+	if to == nil {
+		return
+	}
+	i := w.relation(to, Define)
+	names := stringsOf(c.PkAttrs)
+	for _, name := range names {
+		w.column(Column{Path: []string{name}, From: []int{i}, Use: UseFilter})
+	}
+	if len(names) == 0 {
+		w.column(Column{Star: true, From: []int{i}, Use: UseFilter})
+	}
+}
+
 // rule walks CREATE RULE: its actions run later, for others, with NEW and OLD.
 func (w *walker) rule(s *pg.RuleStmt, sc *scope) {
 	i := w.relation(s.Relation, Define)

@@ -109,6 +109,8 @@ func TestAgainstPostgres(t *testing.T) {
 	c := server(t)
 	t.Run("the committed lists are the server's", func(t *testing.T) { listsAreTheServers(t, c) })
 	t.Run("no row function of its own does harm", func(t *testing.T) { rowFunctionsAreHarmless(t, c) })
+	t.Run("the parser's words are the server's", func(t *testing.T) { wordsAreTheServers(t, c) })
+	t.Run("the server reads no other table", func(t *testing.T) { plansReadWhatIsSaid(t, c) })
 	t.Run("a masked column never leaves", func(t *testing.T) { maskedNeverLeaves(t, c) })
 	t.Run("read-only statements change nothing", func(t *testing.T) { readOnlyChangesNothing(t, c) })
 }

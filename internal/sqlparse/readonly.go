@@ -3,6 +3,7 @@ package sqlparse
 import (
 	"bufio"
 	_ "embed"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -103,7 +104,9 @@ type Builtin struct{}
 var _ Catalog = Builtin{}
 
 // Function implements [Catalog].
-func (Builtin) Function(n Name) bool { return n.builtin() && harmlessFunctions()[n.Name] }
+func (Builtin) Function(n Name) bool {
+	return n.builtin() && (harmlessFunctions()[n.Name] || slices.Contains(Forms, n.Name))
+}
 
 // Operator implements [Catalog].
 func (Builtin) Operator(n Name) bool { return n.builtin() && harmlessOperators()[n.Name] }

@@ -52,6 +52,8 @@ func (w *walker) message(m protoreflect.Message, sc *scope, use Use) {
 		w.s.Cursor = v.CursorName
 	case *pg.VariableSetStmt:
 		w.setting(v)
+	case *pg.Constraint:
+		w.constraint(v, sc, use)
 	case *pg.JsonAggConstructor:
 		w.expr(v.AggFilter, sc, UseFilter)
 		for _, n := range v.AggOrder {
@@ -63,6 +65,9 @@ func (w *walker) message(m protoreflect.Message, sc *scope, use Use) {
 		}
 	default:
 		name := string(m.Descriptor().Name())
+		if f := form(v); f != "" {
+			w.functions[Name{Name: f}] = true
+		}
 		if !understood[name] {
 			w.unknownNode(name)
 		}

@@ -28,6 +28,9 @@ func (w *walker) insert(s *pg.InsertStmt, sc *scope, sink Use) []Output {
 				w.indexElem(n.GetIndexElem(), self, target)
 			}
 			w.expr(c.Infer.WhereClause, self, UseFilter)
+			if c.Infer.Conname != "" { // its columns are the catalogue's knowledge
+				w.column(Column{Star: true, From: []int{target}, Use: UseFilter})
+			}
 		}
 		w.set(c.TargetList, withExcluded, target)
 		w.expr(c.WhereClause, withExcluded, UseFilter)
