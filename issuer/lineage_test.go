@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/elliptic"
+	"errors"
 	"slices"
 	"testing"
 	"time"
@@ -310,37 +311,26 @@ func TestEveryStepIsInTheLog(t *testing.T) {
 	}
 }
 
-// brokenLog is a log that takes no record of a spawn.
+// brokenLog is a log whose disk fails.
 type brokenLog struct {
 	spawn.Log
-	broken *audit.Log
+	fail bool
 }
 
 func (b *brokenLog) Append(ctx context.Context, r audit.Record) (audit.Receipt, error) {
-	return b.Submit(r).Receipt(ctx)
-}
-
-func (b *brokenLog) Submit(r audit.Record) *audit.Pending {
-	if e, isSpawn := r.Event.(*audit.Spawn); isSpawn && e.Result == audit.Accepted {
-		return b.broken.Submit(r)
+	if e, isSpawn := r.Event.(*audit.Spawn); b.fail && isSpawn && e.Result == audit.Accepted {
+		return audit.Receipt{}, errors.New("the disk is gone")
 	}
-	return b.Log.Submit(r)
+	return b.Log.Append(ctx, r)
 }
 
 func TestWithoutARecordThereIsNoSVID(t *testing.T) {
-	closed, err := audit.Open(audittest.Config(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := closed.Close(); err != nil {
-		t.Fatal(err)
-	}
-	log := &brokenLog{broken: closed}
+	log := &brokenLog{fail: true}
 	m := newMesh(t, func(c *issuer.Config) { log.Log = c.Log; c.Log = log })
 	p := m.start(command{})
 	reg := p.must(command{Op: "register", Name: "planner"})
 	r := p.do(command{Op: "attach", Stream: "own", Ticket: reg.Ticket})
-	if r.Code != "Internal" || len(r.SVID) > 0 || bytes.Contains([]byte(r.Text), []byte("closed")) {
+	if r.Code != "Internal" || len(r.SVID) > 0 || bytes.Contains([]byte(r.Text), []byte("disk")) {
 		t.Errorf("%+v", r)
 	}
 	m.gone(reg.ID)

@@ -44,10 +44,8 @@ func measureSpawn(b *bench) {
 	ben := m.Login(b.t, "ben")
 	probe, deputy := testmesh.Program(b.t, "agentprobe"), testmesh.Deputy(b.t)
 	took := map[string][]float64{}
-	defer b.profileNow(m.Issuer.Pid(), "spawn-issuer", "block", "allocs", "mutex")
 	kinds := []subject{
 		{"the issuer alone", func() float64 {
-			defer b.profiled(route{pid: m.Issuer.Pid(), ours: true}, "spawn-issuer")()
 			return keepDurations(b, took, "the issuer alone", b.runForOutput(exec.Command(self, spawnArg, string(socket[1]))))
 		}},
 		{"in the agent's process", func() float64 {

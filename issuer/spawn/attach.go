@@ -182,7 +182,7 @@ func (s *Server) beginNew(ctx context.Context, a *agent, peer *attest.Peer, m *s
 		return nil, err
 	}
 
-	// 3. Recorded and kept, then signed.
+	// 3. Recorded, kept, signed: in this order.
 	cert, err := s.sign(ctx, a, key, a.grade, attrs, "")
 	if err != nil {
 		return nil, err
@@ -261,12 +261,8 @@ func (s *Server) sign(ctx context.Context, a *agent, key *ecdsa.PublicKey, grade
 		if a.parent != nil {
 			event.Parent = a.parent.id.String()
 		}
-		recorded := s.audit.Submit(audit.Record{Event: event})
-		if why != "" {
-			// The store must not name a renewed key that the supervisor never gets.
-			if _, err := recorded.Receipt(ctx); err != nil {
-				return err
-			}
+		if _, err := s.audit.Append(ctx, audit.Record{Event: event}); err != nil {
+			return err
 		}
 		spki, err := x509.MarshalPKIXPublicKey(key)
 		if err != nil {
@@ -276,13 +272,7 @@ func (s *Server) sign(ctx context.Context, a *agent, key *ecdsa.PublicKey, grade
 		rec := a.record(s.bootID)
 		s.mu.Unlock()
 		rec.Key, rec.Grade = spki, grade
-		// A first SVID waits for log and store together, for neither by itself: an agent that is kept without a record
-		// is an agent that nobody got, and ends.
-		saved := s.store.Save(ctx, rec)
-		if _, err := recorded.Receipt(ctx); err != nil {
-			return err
-		}
-		return saved
+		return s.store.Save(ctx, rec)
 	})
 }
 

@@ -49,7 +49,7 @@ func (s *session) functionCall(ctx context.Context, body []byte) error {
 		return err
 	}
 	s.note([]*run{r})
-	ok, err := s.send(ctx, &entry{step: stepCall, run: r, batch: s.batch})
+	ok, err := s.send(ctx, &entry{step: stepCall, run: r, batch: s.batch, scrub: s.joins && s.sawMasked})
 	s.batch++
 	if err != nil || !ok {
 		return err

@@ -11,6 +11,8 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
+
+	"github.com/deputymesh/deputy/internal/sqlparse"
 )
 
 // relation is a table, view, sequence … of the target.
@@ -30,6 +32,10 @@ type relation struct {
 	// behind are the relations that a view reads, at any depth; code says that it calls functions that somebody wrote.
 	behind []*relation
 	code   bool
+	// stirs are the relations that a change of this one may change past the text of a statement: what stands behind a view or a
+	// rule, and what a foreign key cascades to. fires says that somebody's trigger runs then, here or at one of those.
+	stirs []*relation
+	fires bool
 }
 
 func (r *relation) String() string { return r.schema + "." + r.name }
@@ -279,5 +285,8 @@ func (c *catalog) load(ctx context.Context) (*snapshot, error) {
 		functions: map[string][]string{}, operators: map[string][]string{}, types: map[string][]string{},
 		knownTypes: map[qname]bool{}, harmlessOIDs: map[uint32]bool{}, system: map[string]bool{}, creation: c.e.cfg.Schemas[0],
 	}}
+	for _, f := range sqlparse.Forms {
+		l.s.system[f] = true
+	}
 	return l.s, l.run()
 }

@@ -164,11 +164,12 @@ func (l *loader) run() error {
 		usable[string(v[0])][string(v[1])] = true
 	})
 	l.query(queryCasts, 1, func(v [][]byte) { l.s.casts = string(v[0]) != "0" })
+	edges := l.stirred(parents, uses)
 	l.exec("commit")
 	if l.err != nil {
 		return l.err
 	}
-	if err := errors.Join(l.s.relate(parents), l.s.lookBehind(uses)); err != nil {
+	if err := errors.Join(l.s.relate(parents), l.s.lookBehind(uses), l.s.stir(edges)); err != nil {
 		return err
 	}
 	l.s.views = map[string]*snapshot{}
@@ -209,14 +210,22 @@ func (s *snapshot) relate(parents map[uint32][]uint32) error {
 
 // lookBehind follows views through views.
 func (s *snapshot) lookBehind(uses map[uint32][]uint32) error {
+	return s.follow(uses, func(v, r *relation) {
+		v.behind = append(v.behind, r)
+		v.code = v.code || r.code
+	})
+}
+
+// follow calls found once for each relation and each of those that the edges lead to from it, at any distance.
+func (s *snapshot) follow(edges map[uint32][]uint32, found func(from, to *relation)) error {
 	pairs := 0
-	for view := range uses {
-		v := s.byOID[view]
-		if v == nil {
+	for oid := range edges {
+		from := s.byOID[oid]
+		if from == nil {
 			continue
 		}
-		seen := map[uint32]bool{view: true}
-		for todo := slices.Clone(uses[view]); len(todo) > 0; todo = todo[1:] {
+		seen := map[uint32]bool{oid: true}
+		for todo := slices.Clone(edges[oid]); len(todo) > 0; todo = todo[1:] {
 			if pairs++; pairs > maxKinships {
 				return errTangled
 			}
@@ -225,9 +234,8 @@ func (s *snapshot) lookBehind(uses map[uint32][]uint32) error {
 				continue
 			}
 			seen[r.oid] = true
-			v.behind = append(v.behind, r)
-			v.code = v.code || r.code
-			todo = append(todo, uses[r.oid]...)
+			found(from, r)
+			todo = append(todo, edges[r.oid]...)
 		}
 	}
 	return nil

@@ -35,9 +35,11 @@ type decision struct {
 	defines bool
 	// calls says that it runs code which isn't known as harmless: it may change what later decisions rest on.
 	calls bool
-	// blind says that it writes to, or defines, a table of which some policy masks a column, without reading it: nothing says then
-	// whether the agent may see what an error text would tell of the row.
+	// blind says that it writes to, or defines, a table of which some policy masks a column, without reading it, or may change
+	// one past its text: nothing says then whether the agent may see what an error text would tell of the row.
 	blind bool
+	// fires says that it may start somebody's trigger, and what that does may be checked at the end of the transaction.
+	fires bool
 	// text goes to the target instead of the statement's own, if not empty.
 	text string
 	// names is set for a statement that names a prepared statement or a cursor; stmt then is what it runs.
@@ -103,8 +105,9 @@ func (d *decider) decide(ctx context.Context, stmt *sqlparse.Statement, alias st
 	dec.planned = !d.narrow && harmlessNames(stmt, known) && !snap.casts && b.plain
 	dec.cmd.ReadOnly = dec.planned && stmt.ReadOnly(known) && (dec.text == "" || dec.names != nil)
 	for i, r := range stmt.Relations {
-		if r.Access&(sqlparse.Write|sqlparse.Define) != 0 && r.Access&sqlparse.Read == 0 {
-			dec.blind = dec.blind || dec.relations[i] != nil && b.isMasked(dec.relations[i])
+		if rel := dec.relations[i]; rel != nil && r.Access&(sqlparse.Write|sqlparse.Define) != 0 {
+			dec.blind = dec.blind || r.Access&sqlparse.Read == 0 && b.isMasked(rel) || rel.mayStir(b.isMasked)
+			dec.fires = dec.fires || rel.fires || rel.mayStir(func(t *relation) bool { return t.fires })
 		}
 	}
 	return dec, nil

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/deputymesh/deputy/internal/sqlparse"
@@ -46,6 +47,7 @@ func (b *opBuilder) definition() error {
 			b.table(i, verb, true)
 			b.remember(r)
 			named = true
+			b.redefined(i, verb)
 		case r.Access&sqlparse.Write != 0:
 			for _, v := range writeVerbs(s, s.Inner) {
 				b.table(i, v, true)
@@ -56,7 +58,8 @@ func (b *opBuilder) definition() error {
 		}
 	}
 	if !named || verb == "admin" && s.Kind != sqlparse.KindMaintain && s.Kind != sqlparse.KindGrant {
-		b.onDatabase(verb, true, false)
+		// ALTER SCHEMA or FUNCTION gives other names to what is decided by name.
+		b.onDatabase(verb, true, s.Kind == sqlparse.KindAlter && !isRemark(s) && len(b.masked()) > 0)
 	}
 	if s.Tag == "CREATE VIEW" || s.Tag == "CREATE RULE" {
 		for _, rel := range b.dec.relations {
@@ -78,6 +81,31 @@ func (b *opBuilder) definition() error {
 	}
 	return nil
 }
+
+// redefined looks after tables with masked columns, and views that may show them, in a statement on definitions. What makes
+// another thing of them, or of what is known about them, takes a permit for exactly that table: masks go by names. What only
+// refers to them reads the columns that it names.
+func (b *opBuilder) redefined(i int, verb string) {
+	s, rel := b.dec.stmt, b.dec.relations[i]
+	if s.Tag == "CREATE FOREIGN TABLE" && len(b.masked()) > 0 {
+		b.exactly(i, verb)
+	}
+	if rel == nil || !b.isMasked(rel) && !b.veiled(rel) {
+		return
+	}
+	switch {
+	case s.Kind == sqlparse.KindAlter && !isRemark(s), s.Kind == sqlparse.KindCreate && !slices.Contains(refers, s.Tag):
+		b.exactly(i, verb)
+	case s.Kind == sqlparse.KindCreate && slices.ContainsFunc(s.Columns, func(c sqlparse.Column) bool { return slices.Contains(c.From, i) }):
+		b.table(i, "select", false)
+	}
+}
+
+// refers are the tags of what may refer to a table and leaves it as it is.
+var refers = []string{"CREATE TABLE", "CREATE TABLE AS", "SELECT INTO", "CREATE INDEX", "CREATE STATISTICS", "CREATE SEQUENCE"}
+
+// isRemark says that the statement changes what is said of a thing, not the thing.
+func isRemark(s *sqlparse.Statement) bool { return s.Tag == "COMMENT" || s.Tag == "SECURITY LABEL" }
 
 func (b *opBuilder) transaction() error {
 	t := b.dec.stmt.Transaction

@@ -51,7 +51,7 @@ func (s *session) failure(ctx context.Context, e *entry, body []byte) error {
 			return err
 		}
 	}
-	if e.scrub || r != nil && r.touched {
+	if e.scrub || r != nil && r.touched || s.fromWithin(fields) {
 		body = scrubbed(fields)
 	}
 	s.out.frame('E', body)
@@ -96,8 +96,22 @@ func (s *session) notice(ctx context.Context, body []byte) error {
 			body = scrubbed(fields)
 		}
 	}
+	if s.fromWithin(fields) {
+		body = scrubbed(fields)
+	}
 	s.out.frame('N', body)
 	return nil
+}
+
+// fromWithin says that a message comes from inside code, a trigger or a cascade, where any policy masks something: what it
+// speaks of isn't what the statement names. Its context says so; where rows of input were read it tells their place only.
+func (s *session) fromWithin(fields map[byte]string) bool {
+	for line := range strings.Lines(fields['W']) {
+		if !strings.HasPrefix(line, "COPY ") && !strings.HasPrefix(line, "JSON data, line ") && !strings.HasPrefix(line, "parallel worker") {
+			return len(s.e.cfg.Core.MaskedTables()) > 0
+		}
+	}
+	return false
 }
 
 // parseNotice reads the fields of an ErrorResponse or NoticeResponse.

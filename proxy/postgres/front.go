@@ -192,8 +192,9 @@ func (s *session) authorizeAs(ctx context.Context, stmt *sqlparse.Statement, ali
 		r.limit = int64(min(r.obligations.MaxRows, 1<<31-2))
 	}
 	r.touched = d.blind || len(r.obligations.Masks) > 0 && expose(d, r.obligations).touched()
-	s.sawMasked = s.sawMasked || r.touched
-	if stmt.Kind == sqlparse.KindTransaction && s.sawMasked {
+	r.defers = r.touched || d.fires && len(s.e.cfg.Core.MaskedTables()) > 0
+	s.sawMasked = s.sawMasked || r.defers
+	if s.sawMasked && (stmt.Kind == sqlparse.KindTransaction || stmt.Tag == "SET CONSTRAINTS") {
 		// What was deferred to the end of the transaction speaks then.
 		r.touched = true
 	}

@@ -253,16 +253,20 @@ func TestNothingCarriesAMaskedColumnAway(t *testing.T) {
 	if err != nil || got[0] != "a***@example.com|1" {
 		t.Errorf("RETURNING: %v %v", got, err)
 	}
-	// A view may be made, but what it shows needs a policy of its own, also before it is committed.
-	got, err = table(t.Context(), conn, "begin; create view v as select email as e from customers; select e from v")
+	// No view is made over a masked column. Of the others nobody knows before they are committed what they show.
+	for _, sql := range []string{"create view v as select email as e from customers", "create view v as select id from (select * from customers) x"} {
+		_, err = table(t.Context(), conn, sql)
+		wantState(t, err, "42501", "a view would show it")
+	}
+	got, err = table(t.Context(), conn, "begin; create view v as select name as e from customers; select e from v")
 	if err != nil || len(got) != 3 || got[0] != "∅" {
 		t.Errorf("a new view: %v %v", got, err)
 	}
 	for _, sql := range []string{"select upper(e) from v", "select 1 from v where e like 'a%'"} {
-		_, err = table(t.Context(), conn, "rollback; begin; create view v as select email as e from customers; "+sql)
+		_, err = table(t.Context(), conn, "rollback; begin; create view v as select name as e from customers; "+sql)
 		wantState(t, err, "42501", "masked")
 	}
-	if _, err := table(t.Context(), conn, "rollback; create view v as select email as e from customers"); err != nil {
+	if _, err := table(t.Context(), conn, "rollback; create view v as select name as e from customers"); err != nil {
 		t.Fatal(err)
 	}
 	_, err = table(t.Context(), conn, "select e from v")

@@ -141,7 +141,12 @@ func (x *exposure) check() error {
 	for _, c := range x.d.stmt.Columns {
 		var filters bool
 		switch c.Use {
-		case sqlparse.UseOutput, sqlparse.UseNested, sqlparse.UseTarget:
+		case sqlparse.UseNested:
+			if hit, _ := x.reaches(c); hit && x.d.stmt.Tag == "CREATE VIEW" {
+				return objection(classMasked, fmt.Sprintf("%s may be a masked column, and a view would show it under a name that no rule knows", columnText(c)))
+			}
+			continue
+		case sqlparse.UseOutput, sqlparse.UseTarget:
 			continue
 		case sqlparse.UseFilter, sqlparse.UseJoin, sqlparse.UseGroup, sqlparse.UseOrder, sqlparse.UseDistinct, sqlparse.UseSetOp, sqlparse.UseWindow:
 			filters = true

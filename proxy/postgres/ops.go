@@ -226,6 +226,18 @@ func (b *opBuilder) table(i int, verb string, write bool) {
 	op.Columns = b.columnsOf(i, op.Columns)
 }
 
+// exactly demands that the verb on the i-th relation is permitted for it by name.
+func (b *opBuilder) exactly(i int, verb string) {
+	r := b.dec.stmt.Relations[i]
+	schema, name := r.Schema, r.Name
+	if rel := b.dec.relations[i]; rel != nil {
+		schema = rel.schema
+	} else if schema == "" {
+		schema = b.dec.snap.creation
+	}
+	b.add(verb, policy.Table(b.d.e.name, b.d.database, schema, name), true, true)
+}
+
 // columnsOf lists the columns of the i-th relation that the statement names, for the record.
 func (b *opBuilder) columnsOf(i int, out []string) []string {
 	for _, c := range b.dec.stmt.Columns {

@@ -22,6 +22,8 @@ type run struct {
 	limit       int64
 	// touched says that a table with a masked column is in it: error texts are withheld.
 	touched bool
+	// defers says that the end of the transaction may speak of masked values because of it.
+	defers bool
 
 	// The back alone uses what follows, up to the lock.
 	durable bool

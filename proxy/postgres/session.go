@@ -40,6 +40,7 @@ type session struct {
 	batch      int  // counts Syncs
 	failed     bool // a refusal was sent in this batch: ignore everything up to the Sync
 	open       bool // extended messages were sent since the last Sync
+	joins      bool // the Query or FunctionCall at hand ends the transaction of such messages
 	leftover   []*run
 	// What leftover and statements hold at most, see held.go.
 	leftoverBytes, preparedBytes int

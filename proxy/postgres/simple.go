@@ -63,6 +63,8 @@ func (s *session) query(ctx context.Context, text string) error {
 		return s.limitedQuery(ctx, runs)
 	}
 	e := &entry{step: stepQuery, runs: runs, batch: s.batch}
+	// What one statement leaves to the end of the transaction is checked with the last.
+	e.scrub = s.joins && s.sawMasked || len(runs) > 1 && slices.ContainsFunc(runs, func(r *run) bool { return r.defers })
 	s.expectCopy(e, runs...)
 	ok, err := s.send(ctx, e)
 	s.batch++
@@ -79,6 +81,7 @@ func (s *session) query(ctx context.Context, text string) error {
 // beginQuery says whether the target skips a Query or FunctionCall that comes now. Where extended messages wait without a
 // Sync, whether they failed decides that.
 func (s *session) beginQuery(ctx context.Context) (skipped bool, err error) {
+	s.joins = s.open
 	if !s.open {
 		return false, nil
 	}
