@@ -64,7 +64,7 @@ func TestCopiesAndCursorsShowNoMore(t *testing.T) {
 		}
 		m.AwaitRecord(t, "proxy", "the outcome of a COPY", func(rec *audit.Record) bool {
 			e, ok := rec.Event.(*audit.Completed)
-			return ok && e.Status == "ok" && e.Command == "COPY 2000" && e.Affected == 2000
+			return ok && e.Status == "ok" && e.Command == "COPY 2000" && e.Affected == 2000 && e.BytesIn > 2000*8
 		})
 		if r := bob.SQL(t, testmesh.Nested, `\copy orders from /dev/null`); !strings.Contains(r.Stderr, "42501") {
 			t.Errorf("a table that nothing may be brought into: %s", r)

@@ -15,6 +15,9 @@
 //     pipeline, the transaction and ReadyForQuery come out exactly as after an error of the target.
 //   - What the agent names is what was decided. Its prepared statements and portals have other names at
 //     the target, and an unnamed one is used only when the target is known to hold the same.
+//   - Names that SQL gives, by PREPARE and DECLARE, are the same names. EXECUTE, FETCH and MOVE are decided anew as what they run.
+//   - Rows of a COPY can't be masked: one that gives a masked column is refused. Whether the target takes rows of the agent, and so
+//     what a message means, the front learns from the back before it hands on another one.
 //   - Masking goes by the description that the target gives of this very portal, asked for just before each
 //     Execute. Rows are rebuilt, never patched, and one row is held at a time.
 //   - Frames from either side are read with a limit, before authentication with a deadline as well.

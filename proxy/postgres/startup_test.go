@@ -256,7 +256,7 @@ func TestHostileMessages(t *testing.T) {
 	}
 	// SQL that the parser can't take is refused, and the session goes on.
 	conn := w.connect()
-	for _, sql := range []string{"selec 1", "select " + strings.Repeat("1+", 30000) + "1", "select '" + strings.Repeat("x", 100<<10) + "'", "select \xff"} {
+	for _, sql := range []string{"selec 1", "select " + strings.Repeat("1+", 30000) + "1", "select '" + strings.Repeat("x", 300<<10) + "'", "select \xff"} {
 		_, err := table(t.Context(), conn, sql)
 		if sqlState(err) != "42601" && sqlState(err) != "22021" {
 			t.Errorf("%.20q…: %v", sql, err)

@@ -35,7 +35,8 @@ func (s *session) parameter(body []byte) error {
 	if strings.HasPrefix(key, ownParameter) {
 		return protocolError("the target says something about %q, which only this proxy may", clip(name, 64))
 	}
-	if isPinned(key) {
+	// application_name means nothing for a decision, and triggers set it for logs of their own.
+	if isPinned(key) && key != "application_name" {
 		if old, said := s.up.params[name]; said && value != old || !said && !pinnedSame(key, value) {
 			return &fault{
 				code: codePrivilege, fatal: true, message: fmt.Sprintf("%q was changed at the target, and it is pinned at this proxy", clip(name, 64)),
