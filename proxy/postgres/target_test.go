@@ -104,6 +104,7 @@ func TestTargetsThatMisbehave(t *testing.T) {
 		{"a copy", ask, msg('H', "\x00\x00\x00SECRET"), []string{"FATAL", "08P01"}},
 		{"a copy the other way", ask, msg('G', "\x00\x00\x00SECRET"), []string{"FATAL", "08P01"}},
 		{"a copy both ways", ask, msg('W', "\x00\x00\x00SECRET"), []string{"FATAL", "08P01"}},
+		{"the result of a call", ask, msg('V', "\x00\x00\x00\x06SECRET"), []string{"FATAL", "08P01"}},
 		{"rows of a copy", ask, describedMasked + msg('d', "SECRET"), []string{"FATAL", "08P01"}},
 		{"rows of nobody's query", msg('S', ""), secretRow, []string{"FATAL", "08P01"}},
 		{"ready too early", ask, readyIdle, []string{"FATAL", "08P01"}},
