@@ -154,6 +154,7 @@ func runProxy(ctx context.Context, cfg *proxyConfig, config string, unsafeDev bo
 		}
 		return nil
 	})
+	defer giveMemoryBack(ctx)()
 	g.Go(func() error { sayReady(gctx, logger, core.Ready); return nil })
 	return g.Wait()
 }
