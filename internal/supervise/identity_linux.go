@@ -37,8 +37,9 @@ type Identity struct {
 	done chan struct{}
 	stop context.CancelFunc
 
-	// asked is the key of a renewal that may or may not have been granted. Only keep's goroutine uses it.
-	asked *ecdsa.PrivateKey
+	// asked is the next key, from when the issuer is asked for it until its answer is here: when an answer is lost, it may be the
+	// current one or not. There is one at a time, however often is asked. Only keep's goroutine uses it.
+	asked *nextKey
 
 	mu      sync.Mutex
 	svid    *x509svid.SVID     // guarded by mu
@@ -46,6 +47,12 @@ type Identity struct {
 	grade   actor.Grade        // guarded by mu
 	changed chan struct{}      // guarded by mu; closed at each change
 	err     error              // guarded by mu; set before done is closed
+}
+
+// nextKey is a key that isn't certified yet, and the request for that.
+type nextKey struct {
+	key *ecdsa.PrivateKey
+	csr []byte
 }
 
 // Attach presents a ticket with a fresh key and returns when the issuer has answered. The identity
@@ -189,10 +196,8 @@ func (id *Identity) renewals(ctx context.Context, a *attachment) error {
 			err = errors.New("the issuer sent what was not asked for")
 		case <-timer.C:
 			var req *spawnv1.AttachRequest
-			var key *ecdsa.PrivateKey
-			if req, key, err = id.request(id.currentKey()); err == nil {
-				id.asked = key
-				if err = id.ask(a, req, key); err == nil {
+			if req, err = id.request(id.currentKey()); err == nil {
+				if err = id.ask(a, req, id.asked.key); err == nil {
 					id.asked = nil
 				}
 			}
@@ -215,25 +220,27 @@ func (id *Identity) resume(ctx context.Context, cause error) (*attachment, error
 		if final(cause) && id.asked == nil {
 			return nil, fmt.Errorf("the issuer ended this agent: %w", plain(cause))
 		}
-		// When the answer to a renewal was lost, only the issuer knows which key is the current one.
+		// When an answer was lost, to a renewal or to an attempt here, only the issuer knows which key is the current one.
 		signers := []crypto.Signer{id.currentKey()}
 		if id.asked != nil {
-			signers = append(signers, id.asked)
+			signers = append(signers, id.asked.key)
 		}
+		over := true // no key is worth another try
 		for _, signer := range signers {
-			req, key, err := id.request(signer)
+			req, err := id.request(signer)
 			if err != nil {
 				return nil, err
 			}
 			req.Resume = id.ID().String()
-			a, err := id.open(ctx, req, key)
+			a, err := id.open(ctx, req, id.asked.key)
 			if err == nil {
 				id.asked = nil
 				return a, nil
 			}
 			cause = err
+			over = over && final(err)
 		}
-		if final(cause) {
+		if over {
 			return nil, fmt.Errorf("the issuer ended this agent: %w", plain(cause))
 		}
 		if time.Now().After(deadline) {
@@ -262,17 +269,20 @@ func (id *Identity) currentKey() crypto.Signer {
 	return id.svid.PrivateKey
 }
 
-// request makes the next key and proves the current one.
-func (id *Identity) request(current crypto.Signer) (*spawnv1.AttachRequest, *ecdsa.PrivateKey, error) {
-	key, csr, err := client.NewRequest()
-	if err != nil {
-		return nil, nil, err
+// request asks for the next key, and makes it where there is none that was asked for, proven by the one that may be current.
+func (id *Identity) request(current crypto.Signer) (*spawnv1.AttachRequest, error) {
+	if id.asked == nil {
+		key, csr, err := client.NewRequest()
+		if err != nil {
+			return nil, err
+		}
+		id.asked = &nextKey{key, csr}
 	}
-	proof, err := client.ProveRenewal(current, csr)
+	proof, err := client.ProveRenewal(current, id.asked.csr)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	return &spawnv1.AttachRequest{Csr: csr, Proof: proof}, key, nil
+	return &spawnv1.AttachRequest{Csr: id.asked.csr, Proof: proof}, nil
 }
 
 func (id *Identity) halfLife() time.Duration {

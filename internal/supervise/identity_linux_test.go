@@ -33,6 +33,8 @@ type scripted struct {
 	life time.Duration
 	// loseRenewal: the first renewal takes effect, and its answer is lost with the stream.
 	loseRenewal bool
+	// loseResumes: so many resumes take effect, and their answers are lost.
+	loseResumes int
 	// refuse is what a resume is answered with, if not nil.
 	refuse error
 	// forge changes an answer.
@@ -119,6 +121,10 @@ func (s *scripted) handle(m *spawnv1.AttachRequest, first bool) (*spawnv1.Attach
 		s.loseRenewal = false
 		return nil, status.Error(codes.Unavailable, "lost")
 	}
+	if first && m.GetResume() != "" && s.loseResumes > 0 {
+		s.loseResumes--
+		return nil, status.Error(codes.Unavailable, "lost")
+	}
 	return r, nil
 }
 
@@ -143,6 +149,29 @@ func startScripted(t *testing.T, s *scripted) spawnv1.SpawnClient {
 	}
 	t.Cleanup(func() { conn.Close(); srv.Stop() })
 	return spawnv1.NewSpawnClient(conn)
+}
+
+// An issuer that is killed twice in a row: what took effect of an agent's attempts to resume, it can't know, and it goes on all the same.
+func TestResumesWhoseAnswersWereLostAreTakenUpAgain(t *testing.T) {
+	s := &scripted{life: 3 * time.Second, loseRenewal: true, loseResumes: 3}
+	id, err := supervise.Attach(t.Context(), startScripted(t, s), make([]byte, 32), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer id.Close()
+	select {
+	case <-id.Changed():
+	case <-id.Done():
+		t.Fatalf("the identity ended: %v", id.Err())
+	case <-time.After(15 * time.Second):
+		t.Fatal("no new identity came")
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	svid, err := id.GetX509SVID()
+	if err != nil || !s.key.Equal(svid.PrivateKey.Public()) {
+		t.Errorf("it has another key than the issuer knows: %v", err)
+	}
 }
 
 func TestRenewalWhoseAnswerWasLostIsTakenUpAgain(t *testing.T) {
