@@ -1,6 +1,8 @@
 package proxy
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 
 	"github.com/hashicorp/go-memdb"
@@ -87,7 +89,9 @@ func (t *sessions) list(index string, args ...any) []*Session {
 	return out
 }
 
-// matchKey spells a match so that no two share a spelling.
+// matchKey names a match. The table keeps each name three times for each session, so it is a hash and not the text, which
+// holds whole paths of agents.
 func matchKey(m feed.Match) string {
-	return fmt.Sprintf("%s %q %q %q", m.Kind, m.Issuer, m.Value, m.Delegate)
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s %q %q %q", m.Kind, m.Issuer, m.Value, m.Delegate))
+	return hex.EncodeToString(sum[:16])
 }
