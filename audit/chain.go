@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -78,7 +79,9 @@ func (c *Chain) encoded() ([]byte, error) {
 	c.once.Do(func() {
 		type plain Chain
 		if c.err = c.check(); c.err == nil {
-			c.json, c.err = compactJSON((*plain)(c))
+			var encoded []byte
+			encoded, c.err = compactJSON((*plain)(c))
+			c.json = bytes.Clone(encoded) // it lives as long as the session: without the room to grow
 			c.digest = DigestOf(c.json)
 		}
 	})
