@@ -69,6 +69,8 @@ type Statement struct {
 	WritesInside bool `json:"writes_inside,omitempty"`
 	// Locks says FOR UPDATE, NO KEY UPDATE, SHARE or KEY SHARE, or LOCK of more than ACCESS SHARE, which SELECT takes too.
 	Locks bool `json:"locks,omitempty"`
+	// Wide says that it may act on relations that it doesn't name: CASCADE, ALL TABLES IN SCHEMA, DROP OWNED, VACUUM alone.
+	Wide bool `json:"wide,omitempty"`
 	// Limited says that a top-level LIMIT or FETCH FIRST stands on the query.
 	Limited bool `json:"limited,omitempty"`
 	// Opaque lists what runs code that this parse can't see: "DO", "CALL", "EXECUTE p",

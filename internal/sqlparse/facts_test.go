@@ -116,6 +116,9 @@ func render(s *sqlparse.Statement) string {
 	if s.Locks {
 		word("LOCKS")
 	}
+	if s.Wide {
+		word("WIDE")
+	}
 	if s.Limited {
 		word("limited")
 	}

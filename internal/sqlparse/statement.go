@@ -25,6 +25,7 @@ func (w *walker) top(n *pg.Node) {
 		w.unknownNode("empty statement")
 	default:
 		w.template = false
+		w.s.Wide = wide(n)
 		if !w.utility(n, sc) {
 			w.definition(n, sc)
 		}

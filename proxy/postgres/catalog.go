@@ -66,6 +66,7 @@ type snapshot struct {
 	system    map[string]bool // names of PostgreSQL's own functions
 	relations map[qname]*relation
 	byOID     map[uint32]*relation
+	indexes   map[qname]*relation // the tables of indexes, by the names of these
 	// functions that aren't PostgreSQL's own, by name: the schemas that have them.
 	functions map[string][]string
 	// operators and types of others that run code which nobody vouches for, by name: the schemas.
@@ -88,6 +89,19 @@ func (s *snapshot) find(schema, name string) *relation {
 	}
 	for _, p := range s.schemas {
 		if r := s.relations[qname{p, name}]; r != nil {
+			return r
+		}
+	}
+	return nil
+}
+
+// tableOf finds the table of an index.
+func (s *snapshot) tableOf(schema, name string) *relation {
+	if schema != "" {
+		return s.indexes[qname{schema, name}]
+	}
+	for _, p := range s.schemas {
+		if r := s.indexes[qname{p, name}]; r != nil {
 			return r
 		}
 	}
@@ -281,7 +295,7 @@ func (c *catalog) load(ctx context.Context) (*snapshot, error) {
 	}
 	l := &loader{ctx: ctx, conn: c.conn, accounts: strings.Join(accounts, ", "), s: &snapshot{
 		schemas:   append([]string{"pg_catalog"}, c.e.cfg.Schemas...),
-		relations: map[qname]*relation{}, byOID: map[uint32]*relation{},
+		relations: map[qname]*relation{}, byOID: map[uint32]*relation{}, indexes: map[qname]*relation{},
 		functions: map[string][]string{}, operators: map[string][]string{}, types: map[string][]string{},
 		knownTypes: map[qname]bool{}, harmlessOIDs: map[uint32]bool{}, system: map[string]bool{}, creation: c.e.cfg.Schemas[0],
 	}}

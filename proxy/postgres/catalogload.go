@@ -37,6 +37,8 @@ const (
 		and p.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and p.refobjid = a.attrelid and p.refobjsubid <> a.attnum
 		join pg_catalog.pg_attribute s on s.attrelid = p.refobjid and s.attnum = p.refobjsubid
 		where a.attgenerated <> '' and not a.attisdropped`
+	queryIndexes = `select n.nspname, c.relname, i.indrelid from pg_catalog.pg_index i join pg_catalog.pg_class c on c.oid = i.indexrelid
+		join pg_catalog.pg_namespace n on n.oid = c.relnamespace where i.indexrelid >= ` + firstUserOID + ` and n.nspname !~ '^pg_(toast|temp_)'`
 	queryInherits = `select inhrelid, inhparent from pg_catalog.pg_inherits`
 	// What the rewrite rules of a relation depend on. Functions and operators count where somebody made them.
 	queryViews = `select distinct r.ev_class, d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass, d.refobjid
@@ -112,6 +114,11 @@ func (l *loader) run() error {
 				r.madeOf = map[string][]string{}
 			}
 			r.madeOf[string(v[1])] = append(r.madeOf[string(v[1])], string(v[2]))
+		}
+	})
+	l.query(queryIndexes, 3, func(v [][]byte) {
+		if r := l.s.byOID[l.oid(v[2])]; r != nil {
+			l.s.indexes[qname{string(v[0]), string(v[1])}] = r
 		}
 	})
 	l.query(queryInherits, 2, func(v [][]byte) {

@@ -1,6 +1,8 @@
 package postgres
 
 import (
+	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -57,6 +59,11 @@ func (b *opBuilder) definition() error {
 			b.table(i, "select", false)
 		}
 	}
+	if s.Wide {
+		if err := b.everything(verb); err != nil {
+			return err
+		}
+	}
 	if !named || verb == "admin" && s.Kind != sqlparse.KindMaintain && s.Kind != sqlparse.KindGrant {
 		// ALTER SCHEMA or FUNCTION gives other names to what is decided by name.
 		b.onDatabase(verb, true, s.Kind == sqlparse.KindAlter && !isRemark(s) && len(b.masked()) > 0)
@@ -78,6 +85,25 @@ func (b *opBuilder) definition() error {
 			return objection(classPinned, "it would change "+settingName(set)+", which is pinned here")
 		}
 		b.add("set", policy.Setting(b.d.e.name, b.d.database, set.Name), true, false)
+	}
+	return nil
+}
+
+// maxWide bounds the relations of a statement that doesn't name them: each is decided, and stands in the record.
+const maxWide = 1000
+
+// everything adds the verb on every relation of the database. Which of them a CASCADE reaches only the server knows.
+func (b *opBuilder) everything(verb string) error {
+	n := 0
+	for _, oid := range slices.Sorted(maps.Keys(b.dec.snap.byOID)) {
+		r := b.dec.snap.byOID[oid]
+		if isSystem(r) {
+			continue
+		}
+		if n++; n > maxWide {
+			return objection(classUnsupported, fmt.Sprintf("it may act on more than %d relations that it doesn't name; name them", maxWide))
+		}
+		b.add(verb, policy.Table(b.d.e.name, b.d.database, r.schema, r.name), true, false)
 	}
 	return nil
 }

@@ -68,6 +68,9 @@ func (b *opBuilder) build() error {
 			return objection(classUnsupported, "a name speaks of another database than this session's")
 		}
 		rel := b.dec.snap.find(r.Schema, r.Name)
+		if rel == nil && (s.Kind == sqlparse.KindAlter || s.Kind == sqlparse.KindDrop || s.Kind == sqlparse.KindMaintain) {
+			rel = b.dec.snap.tableOf(r.Schema, r.Name)
+		}
 		if b.d.narrow && r.Schema == "" && (rel == nil || rel.schema != "pg_catalog") {
 			return objection(classPinned, fmt.Sprintf("%q has no schema before it, and this session has emptied its search_path", clip(r.Name, 64)))
 		}
@@ -211,7 +214,7 @@ func (b *opBuilder) table(i int, verb string, write bool) {
 	exact := false
 	switch {
 	case rel != nil:
-		schema = rel.schema
+		schema, name = rel.schema, rel.name
 		exact = !write && b.veiled(rel)
 		b.plain = b.plain && (rel.kind == 'r' || rel.kind == 'p' || rel.kind == 'S' || rel.kind == 'm' || isSystem(rel)) && !rel.guarded
 	default:
@@ -231,7 +234,7 @@ func (b *opBuilder) exactly(i int, verb string) {
 	r := b.dec.stmt.Relations[i]
 	schema, name := r.Schema, r.Name
 	if rel := b.dec.relations[i]; rel != nil {
-		schema = rel.schema
+		schema, name = rel.schema, rel.name
 	} else if schema == "" {
 		schema = b.dec.snap.creation
 	}
