@@ -96,7 +96,7 @@ func (h *holder) route(name string) route {
 	if err != nil {
 		h.b.t.Fatal(err)
 	}
-	return route{name: name, ours: true, pid: h.m.Proxy.Pid(), env: func() []string {
+	return route{name: name, ours: true, pid: h.m.Proxy.Pid(), log: h.m.Proxy.Log, env: func() []string {
 		id := h.identity()
 		files := map[string]string{"svid.pem": id.SVID, "svid.key": id.Key, "bundle.pem": id.Bundle, "pgpass": "*:*:*:*:" + id.Credential + "\n"}
 		for name, text := range files {

@@ -103,8 +103,9 @@ func (b *bench) nobody() *syscall.Credential {
 // route is a way to the database for an unmodified client.
 type route struct {
 	name string
-	pid  int  // of the process in between; 0: none
-	ours bool // it can be profiled
+	pid  int           // of the process in between; 0: none
+	ours bool          // it can be profiled
+	log  func() string // what it wrote, for when it has died; may be nil
 	// env gives what libpq needs, with credentials that live as long as one measurement.
 	env func() []string
 }

@@ -109,8 +109,10 @@ func (b *bench) transactions(pg *testpg.Server, routes []route, w workload, mode
 	for _, r := range routes {
 		subjects = append(subjects, subject{r.name, func() float64 {
 			defer b.profiled(r, fmt.Sprintf("%s-%s-%d-%s", w.name, mode, clients, r.name))()
+			b.alive(r)
 			before := b.processorTime(r.pid)
 			v := b.pgbench(pg, r, w, mode, clients)
+			b.alive(r)
 			took := b.processorTime(r.pid) - before
 			spent[r.name] = append(spent[r.name], float64(took.Microseconds())/(v*b.seconds.Seconds()))
 			return v
@@ -125,6 +127,22 @@ func (b *bench) transactions(pg *testpg.Server, routes []route, w workload, mode
 		}
 	}
 	return got
+}
+
+// alive fails the run with what a process said before it died.
+func (b *bench) alive(r route) {
+	b.t.Helper()
+	if r.pid == 0 {
+		return
+	}
+	if _, err := os.Stat(fmt.Sprintf("/proc/%d/stat", r.pid)); err == nil {
+		return
+	}
+	said := ""
+	if r.log != nil {
+		said = r.log()
+	}
+	b.t.Fatalf("%s (pid %d) has ended:\n%s", r.name, r.pid, said[max(0, len(said)-4000):])
 }
 
 // processorTime of a process so far, without its children; 0 without one.
