@@ -88,6 +88,12 @@ func (s *session) answer(ctx context.Context, kind byte, body []byte) error {
 	case 'N':
 		return s.notice(ctx, body)
 	case 'S':
+		// Servers before 14 report at once what a statement changed, ahead of its own answer.
+		if _, r := s.answered(); r != nil {
+			if err := s.release(ctx, r); err != nil {
+				return err
+			}
+		}
 		return s.parameter(body)
 	case 'A':
 		return s.notification(ctx, body)

@@ -31,7 +31,10 @@ func (openCore) MaskedTables() []policy.MaskedTable {
 }
 func (openCore) Count(string) {}
 
-type openSession struct{ ctx context.Context }
+type openSession struct {
+	ctx  context.Context
+	wait error // of every pass
+}
 
 func (s openSession) ID() string               { return "s1" }
 func (s openSession) Roles() []string          { return nil }
@@ -48,14 +51,17 @@ func (s openSession) Authorize(_ context.Context, cmd proxy.Command) (Pass, erro
 			return nil, err
 		}
 	}
-	return openPass{ob}, nil
+	return openPass{ob, s.wait}, nil
 }
 
-type openPass struct{ ob policy.Obligations }
+type openPass struct {
+	ob   policy.Obligations
+	wait error
+}
 
 func (p openPass) Obligations() policy.Obligations              { return p.ob }
 func (openPass) Use() error                                     { return nil }
-func (openPass) Wait(context.Context) error                     { return nil }
+func (p openPass) Wait(context.Context) error                   { return p.wait }
 func (openPass) Forwarded(int64)                                {}
 func (openPass) Completed(context.Context, proxy.Outcome) error { return nil }
 
@@ -128,13 +134,35 @@ func TestTargetsThatMisbehave(t *testing.T) {
 	}
 }
 
+// TestNothingLeavesBeforeItsDecisionIsDurable: whatever kind of message a target answers with, none of it reaches the agent
+// where the decision can't be recorded.
+func TestNothingLeavesBeforeItsDecisionIsDurable(t *testing.T) {
+	for name, answer := range map[string]string{
+		"a description": describedMasked, "a setting": msg('S', "TimeZone\x00SECRET\x00"), "an error": msg('E', trouble),
+		"a notice": msg('N', trouble), "the end": selected,
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := exchangeWith(t, openSession{wait: &proxy.Refusal{Class: proxy.ClassEvidence, Reason: "no log"}}, ask, answer+readyIdle)
+			if !strings.HasPrefix(got, "E") || !strings.Contains(got, "no log") {
+				t.Errorf("the agent got %q", got)
+			}
+		})
+	}
+}
+
 // exchange lets an agent send bytes, the target answer them, and gives what the agent gets.
 func exchange(t *testing.T, send, answer string) string {
+	t.Helper()
+	return exchangeWith(t, openSession{}, send, answer)
+}
+
+func exchangeWith(t *testing.T, core openSession, send, answer string) string {
 	t.Helper()
 	agent, client := net.Pipe()
 	target, upstreamConn := net.Pipe()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
+	core.ctx = ctx
 	e := &Engine{name: "db", catalogs: map[string]*catalog{}, cfg: Config{
 		Core: openCore{}, Target: spiffeid.RequireFromString("spiffe://mesh.test/target/db"), Parser: oneTable{},
 		Logger: slog.New(slog.DiscardHandler), Now: time.Now, Schemas: []string{"public"},
@@ -147,11 +175,12 @@ func exchange(t *testing.T, send, answer string) string {
 		schemas: []string{"pg_catalog", "public"}, creation: "public",
 		relations: map[qname]*relation{{"public", "people"}: people}, byOID: map[uint32]*relation{42: people},
 	}
+	c.current.views = map[string]*snapshot{"": c.current}
 	e.catalogs["shop"] = c
 	up := &upstream{conn: upstreamConn, in: newFrames(upstreamConn, &e.buffers), out: newSink(upstreamConn, &e.buffers), config: &pgconn.Config{
 		DialFunc: func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("no cancel here") },
 	}}
-	s, err := newSession(e, openSession{ctx}, client, up)
+	s, err := newSession(e, core, client, up)
 	if err != nil {
 		t.Fatal(err)
 	}
