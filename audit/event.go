@@ -78,6 +78,9 @@ func (t Type) owed() bool {
 	return false
 }
 
+// belongs reports whether records of type t follow a decision: without one, or behind its outcome, none is written.
+func (t Type) belongs() bool { return t == TypeForwarded || t == TypeMasked || t == TypeCompleted }
+
 // newEvent returns an empty event of type t, or nil for an unknown one.
 func newEvent(t Type) Event {
 	switch t {

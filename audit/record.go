@@ -88,6 +88,8 @@ var (
 	ErrOverQuota = errors.New("audit quota of this chain is used up; wait a moment")
 	// ErrTooLarge: the record is larger than a record may be.
 	ErrTooLarge = errors.New("audit record is too large")
+	// ErrNoDecision: what would follow a decision has none that is open in the log, since that one was refused or has its outcome.
+	ErrNoDecision = errors.New("audit record belongs to no open decision")
 	// ErrLocked: another process has the log open.
 	ErrLocked = errors.New("audit log is in use by another process")
 	// ErrCorrupt: damage that a crash can't explain. The log isn't opened.

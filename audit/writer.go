@@ -149,8 +149,19 @@ func (w *writer) writeFrame(items []*item) (rest []*item) {
 		taken = append(taken, it)
 	}
 	opening, i := 0, 0
+	var now map[RecordID]bool // what this frame opens and ends
 	for ; i < len(items); i++ {
 		it := items[i]
+		if it.typ.belongs() {
+			open, here := now[it.decision]
+			if !here {
+				open = w.open[it.decision] != nil
+			}
+			if !open {
+				it.err = ErrNoDecision
+				continue
+			}
+		}
 		var states *item
 		need := len(w.buf) + 32 + len(it.tail) + maxCheckpoint
 		if it.chain != nil && !w.stated[it.chain.digest] {
@@ -192,6 +203,16 @@ func (w *writer) writeFrame(items []*item) (rest []*item) {
 			w.stated[it.chain.digest] = true
 		}
 		put(it)
+		if ends := it.typ == TypeCompleted; ends || it.opens != nil {
+			if now == nil {
+				now = make(map[RecordID]bool)
+			}
+			if ends {
+				now[it.decision] = false
+			} else {
+				now[it.id] = true
+			}
+		}
 	}
 	rest = items[i:]
 	if w.err != nil {

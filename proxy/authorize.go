@@ -28,6 +28,13 @@ func (s *Session) Authorize(ctx context.Context, cmd Command) (*Pass, error) {
 	record := s.recordOf(v, s.decisionOf(v, cmd, d, start))
 	pending := s.core.cfg.Log.Submit(record)
 	p := &Pass{session: s, verified: v, pending: pending, obligations: d.obligations, decided: start, readOnly: cmd.ReadOnly}
+	select {
+	case <-pending.Done(): // refused at once, by a quota for one: then nothing goes to the target
+		if err := p.Wait(ctx); err != nil {
+			return nil, err
+		}
+	default:
+	}
 	if !cmd.ReadOnly {
 		if err := p.Wait(ctx); err != nil {
 			if ctx.Err() != nil {
