@@ -108,6 +108,15 @@ func TestCacheIsBounded(t *testing.T) {
 func FuzzCacheAgainstFresh(f *testing.F) {
 	for _, c := range readCases(f) {
 		f.Add(c.sql, 7, "x")
+		f.Add(c.sql, 2147483648, "a'' OR b > ''")
+	}
+	for _, sql := range []string{
+		"SELECT a FROM t WHERE b = E'1' OR c > '2'", `SELECT a FROM t WHERE b = E'\' OR c > '''`, "SELECT a FROM t WHERE b = '1'\n'2' OR c", "SELECT a FROM t WHERE b = $x1$'$x1$ OR c",
+		"SELECT a FROM t WHERE b = U&'!0061' UESCAPE '!' OR c > '2'", "SELECT a /* ' */ FROM t WHERE b = 1 -- '\n OR c = 2", "SELECT '1'::regclass, regclass '1', interval '1' day, interval(1) '1'",
+		"SELECT a FROM t ORDER BY 1, -1, 1 + 1", "SELECT 1., .1, 1.1, 1e1, 0x1, 1_1, 1a, 1 a", `SELECT "1", "a""1", a1, a$1, $1, é1 FROM t`, "SELECT B'1', x'1', N'1', n'1'", "SELECT a FROM t LIMIT 1 OFFSET 1",
+	} {
+		f.Add(sql, 12, "a")
+		f.Add(sql, -3, "--")
 	}
 	f.Add("SELECT a FROM t WHERE b = 1 AND c = 'x'", 10, "''")
 	f.Add("SELECT 'a''b', 1.5, -2, a-1, \"q''\" FROM t", 3, "y")
