@@ -67,6 +67,9 @@ func (s *Session) Chain() *actor.Chain { return s.state().chain }
 // Roles of the user at the root of the chain; they choose the account at the target.
 func (s *Session) Roles() []string { return slices.Clone(s.state().chain.Roles) }
 
+// Owner is the user at the root of the chain. What all agents of one user take of something shared counts together.
+func (s *Session) Owner() actor.SubjectID { return s.state().chain.User }
+
 // Expires is when the credential in force runs out; without a renewal the session is cut then.
 func (s *Session) Expires() time.Time { return s.state().chain.Expires }
 

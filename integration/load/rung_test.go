@@ -130,7 +130,7 @@ func serveProfiles() error {
 // anything takes every text for one harmless SELECT without relations.
 type anything struct{}
 
-func (anything) Parse(_ context.Context, sql string) ([]sqlparse.Statement, error) {
+func (anything) ParseFor(_ context.Context, _, sql string) ([]sqlparse.Statement, error) {
 	return []sqlparse.Statement{{Kind: sqlparse.KindSelect, Tag: "SELECT", Text: sql, Normalized: sql}}, nil
 }
 
@@ -215,6 +215,7 @@ type rungSession struct {
 
 func (s *rungSession) ID() string               { return "bench" }
 func (s *rungSession) Roles() []string          { return []string{"bench"} }
+func (s *rungSession) Owner() actor.SubjectID   { return actor.SubjectID{} }
 func (s *rungSession) Context() context.Context { return s.ctx }
 func (s *rungSession) Close(string, string)     { s.cancel() }
 

@@ -49,6 +49,7 @@ type Pool struct {
 	exact     *cache // by text
 	templates *cache // by text without constants
 	slots     chan *child
+	lanes     lanes
 	closed    chan struct{}
 	waiters   sync.WaitGroup
 
@@ -95,6 +96,7 @@ func New(ctx context.Context, cfg Config) (*Pool, error) {
 	p := &Pool{
 		cfg: cfg, exact: newCache(cfg.CacheBytes), templates: newCache(cfg.CacheBytes),
 		slots: make(chan *child, cfg.Children), closed: make(chan struct{}), live: map[*child]bool{},
+		lanes: lanes{width: max(1, cfg.Children-1), byWho: map[string]*lane{}},
 	}
 	first, err := p.fresh(ctx)
 	if err != nil {
@@ -107,10 +109,21 @@ func New(ctx context.Context, cfg Config) (*Pool, error) {
 	return p, nil
 }
 
+// ParseFor is [Pool.Parse] for somebody: all but one of the children are out of reach of any one of them, so whoever sends what
+// takes its time, or kills a child, keeps the others waiting no longer than for their own texts.
+func (p *Pool) ParseFor(ctx context.Context, who, sql string) ([]Statement, error) {
+	return p.parse(ctx, sql, func(ctx context.Context) (func(), error) { return p.lanes.enter(ctx, who) })
+}
+
 // Parse gives the facts of every statement in sql, none for a text without statements. The result is
 // shared with the cache: callers don't change it. An error means that nothing of the text may reach
 // a server: [ErrTooLarge], [ErrTooComplex], [ErrDied], [ErrNoChild], [*SyntaxError], [ErrClosed], or the context's.
 func (p *Pool) Parse(ctx context.Context, sql string) ([]Statement, error) {
+	return p.parse(ctx, sql, func(context.Context) (func(), error) { return func() {}, nil })
+}
+
+// parse calls enter where a child is needed.
+func (p *Pool) parse(ctx context.Context, sql string, enter func(context.Context) (func(), error)) ([]Statement, error) {
 	if len(sql) > p.cfg.MaxBytes {
 		return nil, fmt.Errorf("%w: %d bytes, the limit is %d", ErrTooLarge, len(sql), p.cfg.MaxBytes)
 	}
@@ -128,7 +141,14 @@ func (p *Pool) Parse(ctx context.Context, sql string) ([]Statement, error) {
 			return e.instance(sql), nil
 		}
 	}
+	wait, cancel := context.WithTimeout(ctx, p.cfg.Timeout)
+	leave, err := enter(wait)
+	cancel()
+	if err != nil {
+		return nil, err
+	}
 	r, size, err := p.ask(ctx, sql)
+	leave()
 	if err != nil {
 		return nil, err
 	}

@@ -41,6 +41,10 @@ func TestHostileTextIsRefusedOrKillsOnlyTheChild(t *testing.T) {
 		{"columns", "SELECT " + strings.Repeat("a,", 5_000) + "b FROM " + strings.Repeat("t,", 1_500) + "t", nil},
 		{"distinct columns", "SELECT " + manyNames(6_000), sqlparse.ErrTooComplex},
 		{"wide scopes", "SELECT " + manyNames(500) + " FROM " + manyNames(1_500), sqlparse.ErrTooComplex},
+		{"comments", "SELECT 1" + strings.Repeat("/**/", 60_000), sqlparse.ErrTooComplex},
+		{"nested comments", "SELECT 1" + strings.Repeat("/*", 60_000) + strings.Repeat("*/", 60_000), sqlparse.ErrTooComplex},
+		{"signs", "SELECT 1" + strings.Repeat("+-", 60_000) + "1", sqlparse.ErrTooComplex},
+		{"operator", "SELECT 1" + strings.Repeat("@", 20_000) + "1", sqlparse.ErrTooComplex},
 		{"relations", "SELECT 1 FROM " + manyNames(3_000), sqlparse.ErrTooComplex},
 	}
 	for _, tt := range tests {
@@ -310,4 +314,38 @@ func TestParsesInParallelGetTheirOwnFacts(t *testing.T) {
 	if s.TemplateHits == 0 || s.Parsed+s.TemplateHits != 400 {
 		t.Errorf("stats %+v", s)
 	}
+}
+
+// TestNobodyKeepsTheParsersFromOthers: whoever has texts under way that take their time waits for them, and others don't.
+func TestNobodyKeepsTheParsersFromOthers(t *testing.T) {
+	p := newPool(t, sqlparse.Config{Children: 2, Timeout: 20 * time.Second, CacheBytes: -1})
+	slow := "VALUES (1)" + strings.Repeat(",(1)", 60_000)
+	var wg sync.WaitGroup
+	ctx, stop := context.WithCancel(t.Context())
+	for range 8 {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				if _, err := p.ParseFor(ctx, "mallory", slow); err != nil && ctx.Err() == nil && !errors.Is(err, context.DeadlineExceeded) {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	start := time.Now()
+	if _, err := p.ParseFor(ctx, "mallory", slow); err != nil {
+		t.Error(err)
+	}
+	behind := time.Since(start)
+	start = time.Now()
+	for i := range 20 {
+		if _, err := p.ParseFor(t.Context(), "alice", fmt.Sprintf("SELECT %d", i)); err != nil {
+			t.Error(err)
+		}
+	}
+	// Twenty short texts of hers take less than the one that waits behind eight.
+	if others := time.Since(start); others > behind {
+		t.Errorf("alice waited %v, mallory %v", others, behind)
+	}
+	stop()
+	wg.Wait()
 }

@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 
+	"github.com/deputymesh/deputy/actor"
 	"github.com/deputymesh/deputy/internal/target"
 	"github.com/deputymesh/deputy/policy"
 	"github.com/deputymesh/deputy/proxy"
@@ -23,6 +24,8 @@ type Session interface {
 	ID() string
 	// Roles of the user at the root of the chain; they choose the account at the target.
 	Roles() []string
+	// Owner is the user at the root of the chain; all sessions of one user share a lane to the parser.
+	Owner() actor.SubjectID
 	Context() context.Context
 	Authorize(ctx context.Context, cmd proxy.Command) (Pass, error)
 	Refuse(ctx context.Context, cmd proxy.Command, o proxy.Objection) *proxy.Refusal

@@ -28,7 +28,8 @@ const (
 
 // Parser gives the facts of SQL text; [*sqlparse.Pool] is one.
 type Parser interface {
-	Parse(ctx context.Context, sql string) ([]sqlparse.Statement, error)
+	// ParseFor does it for somebody, who can't keep it from others.
+	ParseFor(ctx context.Context, who, sql string) ([]sqlparse.Statement, error)
 }
 
 // Config makes an engine for one target.

@@ -284,7 +284,8 @@ func (s *session) facts(ctx context.Context, text string) ([]sqlparse.Statement,
 		f, err := s.refuse(ctx, proxy.Command{Kind: "unparsable", Text: text, Database: s.database, Account: s.account}, o)
 		return nil, f, err
 	}
-	list, err := s.e.cfg.Parser.Parse(ctx, text)
+	owner := s.core.Owner()
+	list, err := s.e.cfg.Parser.ParseFor(ctx, owner.Issuer+"\x00"+owner.Subject, text)
 	if err == nil {
 		return list, nil, nil
 	}

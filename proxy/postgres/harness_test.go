@@ -25,6 +25,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
+	"github.com/deputymesh/deputy/actor"
 	"github.com/deputymesh/deputy/internal/sqlparse"
 	"github.com/deputymesh/deputy/internal/testca"
 	"github.com/deputymesh/deputy/internal/testpg"
@@ -151,6 +152,7 @@ type testSession struct {
 
 func (s *testSession) ID() string               { return s.id }
 func (s *testSession) Roles() []string          { return s.l.userRoles() }
+func (s *testSession) Owner() actor.SubjectID   { return actor.SubjectID{} }
 func (s *testSession) Context() context.Context { return s.ctx }
 func (s *testSession) Close(reason, detail string) {
 	s.once.Do(func() { s.l.add(event{kind: "closed", why: reason, text: detail}) })

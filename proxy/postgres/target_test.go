@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/deputymesh/deputy/actor"
 	"github.com/deputymesh/deputy/internal/sqlparse"
 	"github.com/deputymesh/deputy/policy"
 	"github.com/deputymesh/deputy/proxy"
@@ -38,6 +39,7 @@ type openSession struct {
 
 func (s openSession) ID() string               { return "s1" }
 func (s openSession) Roles() []string          { return nil }
+func (s openSession) Owner() actor.SubjectID   { return actor.SubjectID{} }
 func (s openSession) Context() context.Context { return s.ctx }
 func (s openSession) Close(string, string)     {}
 func (s openSession) Refuse(_ context.Context, _ proxy.Command, o proxy.Objection) *proxy.Refusal {
@@ -68,7 +70,7 @@ func (openPass) Completed(context.Context, proxy.Outcome) error { return nil }
 // table takes every text for SELECT email FROM people.
 type oneTable struct{}
 
-func (oneTable) Parse(_ context.Context, sql string) ([]sqlparse.Statement, error) {
+func (oneTable) ParseFor(_ context.Context, _, sql string) ([]sqlparse.Statement, error) {
 	if sql == "refused" {
 		return nil, &sqlparse.SyntaxError{Message: "refused"}
 	}
