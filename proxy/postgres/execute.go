@@ -108,6 +108,8 @@ func (s *session) executeLimited(ctx context.Context, r *run, upstream string, r
 	if err := s.up.out.flush(); err != nil {
 		return &upstreamError{err}
 	}
+	ctx, stop := s.whileThere(ctx)
+	defer stop()
 	select {
 	case <-done:
 	case <-r.cut:
@@ -118,10 +120,10 @@ func (s *session) executeLimited(ctx context.Context, r *run, upstream string, r
 		select {
 		case <-done:
 		case <-ctx.Done():
-			return ctx.Err()
+			return ended(ctx)
 		}
 	case <-ctx.Done():
-		return ctx.Err()
+		return ended(ctx)
 	}
 	counted.rows += r.rows
 	if !r.exceeded {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -143,7 +144,50 @@ func (s *session) settle(ctx context.Context, n int) error {
 	if err := s.up.out.flush(); err != nil {
 		return &upstreamError{err}
 	}
-	return s.q.wait(ctx, n)
+	ctx, stop := s.whileThere(ctx)
+	defer stop()
+	err := s.q.wait(ctx, n)
+	if err != nil && ctx.Err() != nil {
+		return ended(ctx)
+	}
+	return err
+}
+
+// ended says why a wait for the target is over.
+func ended(ctx context.Context) error {
+	if errors.Is(context.Cause(ctx), errGone) {
+		return errGone
+	}
+	return ctx.Err()
+}
+
+// errGone says that the agent went away while the front waited for the target.
+var errGone = fmt.Errorf("the agent's connection is closed: %w", io.ErrUnexpectedEOF)
+
+// goneEvery is how often a front that waits looks whether its agent is still there: it doesn't read then, and what nobody waits
+// for shouldn't run on.
+const goneEvery = time.Second
+
+// whileThere ends the context when the agent closes its connection.
+func (s *session) whileThere(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	timer := time.AfterFunc(goneEvery, func() {
+		for tick := time.NewTicker(goneEvery); ; {
+			if isGone(s.client) {
+				cancel(errGone)
+			}
+			select {
+			case <-ctx.Done():
+				tick.Stop()
+				return
+			case <-tick.C:
+			}
+		}
+	})
+	return ctx, func() {
+		timer.Stop()
+		cancel(nil)
+	}
 }
 
 // ready settles what must be known before the next decision: definitions that the statements under way change.

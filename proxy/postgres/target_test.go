@@ -152,23 +152,16 @@ func TestNothingLeavesBeforeItsDecisionIsDurable(t *testing.T) {
 	}
 }
 
-// exchange lets an agent send bytes, the target answer them, and gives what the agent gets.
-func exchange(t *testing.T, send, answer string) string {
-	t.Helper()
-	return exchangeWith(t, openSession{}, send, answer)
-}
-
-func exchangeWith(t *testing.T, core openSession, send, answer string) string {
+// scripted is a session between an agent and a target that are both the test's.
+func scripted(t *testing.T, ctx context.Context, core openSession) (agent, target net.Conn, s *session) {
 	t.Helper()
 	agent, client := net.Pipe()
 	target, upstreamConn := net.Pipe()
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
 	core.ctx = ctx
 	e := &Engine{name: "db", catalogs: map[string]*catalog{}, cfg: Config{
 		Core: openCore{}, Target: spiffeid.RequireFromString("spiffe://mesh.test/target/db"), Parser: oneTable{},
 		Logger: slog.New(slog.DiscardHandler), Now: time.Now, Schemas: []string{"public"},
-		CatalogAge: time.Hour, MaxMessage: DefaultMaxMessage, MaxRow: DefaultMaxRow,
+		CatalogAge: 100 * 24 * time.Hour, MaxMessage: DefaultMaxMessage, MaxRow: DefaultMaxRow,
 	}}
 	people := &relation{oid: 42, schema: "public", name: "people", kind: 'r', columns: map[int16]string{1: "id", 2: "email"}}
 	c := newCatalog(e, "shop", Account{})
@@ -187,6 +180,20 @@ func exchangeWith(t *testing.T, core openSession, send, answer string) string {
 		t.Fatal(err)
 	}
 	s.decider.e, s.decider.database, s.decider.made = e, "shop", map[qname]bool{}
+	return agent, target, s
+}
+
+// exchange lets an agent send bytes, the target answer them, and gives what the agent gets.
+func exchange(t *testing.T, send, answer string) string {
+	t.Helper()
+	return exchangeWith(t, openSession{}, send, answer)
+}
+
+func exchangeWith(t *testing.T, core openSession, send, answer string) string {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	agent, target, s := scripted(t, ctx, core)
 	done := make(chan struct{})
 	go func() { defer close(done); s.run(ctx) }()
 	// The agent reads until the next ReadyForQuery or the end.
