@@ -136,7 +136,7 @@ func (s *Session) refused(ctx context.Context, v *verified, cmd Command, d verdi
 	r := d.refusal
 	receipt, err := s.core.cfg.Log.Append(ctx, s.recordOf(v, s.decisionOf(v, cmd, d, start)))
 	if err != nil {
-		s.core.cfg.Logger.ErrorContext(ctx, "a refusal couldn't be recorded", "class", r.Class, "error", err)
+		s.core.unrecorded(ctx, "a refusal couldn't be recorded", err)
 		r.RecordID = ""
 		return r
 	}

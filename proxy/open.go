@@ -145,12 +145,20 @@ func (c *Core) refuse(ctx context.Context, at where, r *Refusal) *Refusal {
 	}
 	receipt, err := c.cfg.Log.Append(ctx, rec)
 	if err != nil {
-		c.cfg.Logger.ErrorContext(ctx, "a refusal couldn't be recorded", "class", r.Class, "error", err)
+		c.unrecorded(ctx, "a refusal couldn't be recorded", err)
 		r.RecordID = ""
 		return r
 	}
 	r.RecordID = receipt.RecordID
 	return r
+}
+
+// unrecorded tells the operator, but not of a quota that is used up: that is counted in the audit log, and whoever used it up
+// could fill the operator's own log instead.
+func (c *Core) unrecorded(ctx context.Context, what string, err error) {
+	if !errors.Is(err, audit.ErrOverQuota) {
+		c.cfg.Logger.ErrorContext(ctx, what, "error", err)
+	}
 }
 
 func credentialRefusal(err error) *Refusal {

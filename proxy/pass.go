@@ -80,7 +80,7 @@ func (p *Pass) Wait(ctx context.Context) error {
 		return nil
 	}
 	if _, err := p.pending.Receipt(ctx); err != nil {
-		p.session.core.cfg.Logger.ErrorContext(ctx, "a decision couldn't be recorded", "error", err)
+		p.session.core.unrecorded(ctx, "a decision couldn't be recorded", err)
 		return evidenceRefusal(err)
 	}
 	p.durable.Store(true)

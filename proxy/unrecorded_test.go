@@ -1,7 +1,9 @@
 package proxy_test
 
 import (
+	"bytes"
 	"crypto/ecdsa"
+	"log/slog"
 	"os"
 	"testing"
 
@@ -12,7 +14,9 @@ import (
 // TestWhatWasNotRecordedHasNoOutcome: an agent that uses up its quota leaves a log in which nothing is wrong.
 func TestWhatWasNotRecordedHasNoOutcome(t *testing.T) {
 	var cfg audit.Config
-	m := serving(t, func(c *audit.Config, _ *proxy.Config, _ *proxy.StateConfig) {
+	var told bytes.Buffer
+	m := serving(t, func(c *audit.Config, p *proxy.Config, _ *proxy.StateConfig) {
+		p.Logger = slog.New(slog.NewTextHandler(&told, nil))
 		q := audit.DefaultQuota()
 		q.RecordsPerSecond, q.RecordBurst = 0.001, 40
 		c.Quota = &q
@@ -39,6 +43,9 @@ func TestWhatWasNotRecordedHasNoOutcome(t *testing.T) {
 	}
 	if !refused {
 		t.Error("the quota stopped nothing")
+	}
+	if told.Len() > 0 {
+		t.Errorf("it fills the operator's log instead: %s", told.String())
 	}
 	s.Close("client", "")
 	if err := m.log.Close(); err != nil {
