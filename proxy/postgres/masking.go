@@ -61,13 +61,56 @@ type exposure struct {
 	// nested says that a masked column is an output of a subquery, so that whatever is derived may hold it; filter says that
 	// all of those may be filtered by.
 	nested, nestedFilter bool
+	// met keeps what rule gave for columns of relations that have much kin.
+	met map[columnOf]ruleMet
+}
+
+type columnOf struct {
+	r      *relation
+	column string
+}
+
+type ruleMet struct {
+	rule  policy.MaskRule
+	found bool
+}
+
+// muchKin is where asking again costs more than remembering: a short text names sixty thousand columns of a table, which may have
+// a thousand partitions.
+const muchKin = 16
+
+// rule is [rule], remembered.
+func (x *exposure) rule(r *relation, column string) (policy.MaskRule, bool) {
+	if len(r.kin) < muchKin {
+		return rule(x.ob, r, column)
+	}
+	key := columnOf{r, column}
+	m, ok := x.met[key]
+	if !ok {
+		if x.met == nil {
+			x.met = map[columnOf]ruleMet{}
+		}
+		m.rule, m.found = rule(x.ob, r, column)
+		x.met[key] = m
+	}
+	return m.rule, m.found
+}
+
+// hasMasks is [hasMasks], remembered.
+func (x *exposure) hasMasks(r *relation) bool {
+	for _, c := range r.columns {
+		if _, ok := x.rule(r, c); ok {
+			return true
+		}
+	}
+	return false
 }
 
 func expose(d *decision, ob policy.Obligations) *exposure {
 	x := &exposure{d: d, ob: ob, nestedFilter: true}
 	for i, r := range d.relations {
 		// What the catalogue doesn't have may be a view that was made a moment ago, over anything.
-		x.tables = append(x.tables, len(ob.Masks) > 0 && (r == nil && d.stmt.Relations[i].Access&sqlparse.Read != 0 || r != nil && hasMasks(ob, r)))
+		x.tables = append(x.tables, len(ob.Masks) > 0 && (r == nil && d.stmt.Relations[i].Access&sqlparse.Read != 0 || r != nil && x.hasMasks(r)))
 	}
 	for _, c := range d.stmt.Columns {
 		if c.Use != sqlparse.UseNested {
@@ -96,7 +139,7 @@ func (x *exposure) reaches(c sqlparse.Column) (hit, filter bool) {
 		r, named := x.d.relations[i], x.d.stmt.Relations[i]
 		wholeRow := slices.Contains(c.RowOf, i) && !x.ownColumn(i, c)
 		if r != nil && !c.Star && !wholeRow && !named.Renamed {
-			if m, ok := rule(x.ob, r, c.Name()); ok {
+			if m, ok := x.rule(r, c.Name()); ok {
 				hit = true
 				filter = filter && m.Filter
 			}
@@ -126,7 +169,7 @@ func (x *exposure) allFilter(i int) bool {
 		return false
 	}
 	for _, c := range r.columns {
-		if m, ok := rule(x.ob, r, c); ok && !m.Filter {
+		if m, ok := x.rule(r, c); ok && !m.Filter {
 			return false
 		}
 	}
