@@ -84,15 +84,6 @@ func operatorCall(ctx context.Context, config, act, path, contentType string, bo
 	return nil
 }
 
-func printableText(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < 0x20 || r == 0x7f {
-			return '\uFFFD'
-		}
-		return r
-	}, s)
-}
-
 // appliedAnswer is what the broker says about what it sent to the proxies.
 type appliedAnswer struct {
 	ID       string    `json:"id"`
