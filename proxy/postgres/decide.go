@@ -29,6 +29,8 @@ type decision struct {
 	cmd  proxy.Command
 	// relations of the statement, in its order; nil where the catalogue has none of that name.
 	relations []*relation
+	// makes lists what it creates, if it is allowed.
+	makes []qname
 	// planned says that planning it runs nothing but what is known as harmless.
 	planned bool
 	// defines says that the catalogue may look different afterwards.

@@ -231,6 +231,9 @@ func (s *session) authorizeAs(ctx context.Context, stmt *sqlparse.Statement, ali
 		f, err := s.refuse(ctx, d.cmd, err)
 		return nil, f, err
 	}
+	for _, name := range d.makes {
+		s.made[name] = true
+	}
 	r := &run{pass: pass, d: d, made: time.Now(), record: context.WithoutCancel(ctx), obligations: pass.Obligations()}
 	if d.givesRows() {
 		r.limit = int64(min(r.obligations.MaxRows, 1<<31-2))

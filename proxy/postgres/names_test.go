@@ -69,3 +69,17 @@ func TestASchemaThatTheAccountMayNotUseIsNotInItsPath(t *testing.T) {
 		t.Errorf("%v %v", got, err)
 	}
 }
+
+// TestARefusedDefinitionMakesNoName: what was refused was never made, so a name that somebody else gives to a view later is looked up.
+func TestARefusedDefinitionMakesNoName(t *testing.T) {
+	pg := testpg.Start(t)
+	w := worldOf(t, pg, []string{"analyst"})
+	conn := w.connect()
+	if _, err := conn.Exec(t.Context(), "create table later (email text)"); sqlState(err) != "42501" {
+		t.Fatalf("create: %v", err)
+	}
+	pg.Exec("create view later as select * from customers", "grant select on later to public")
+	if got, err := table(t.Context(), conn, "select email from later"); sqlState(err) != "42501" {
+		t.Errorf("a view over masked columns: %v %v", got, err)
+	}
+}

@@ -393,6 +393,6 @@ func forbiddenFunction(s *sqlparse.Statement) (string, bool) {
 
 func (b *opBuilder) remember(r sqlparse.Relation) {
 	if b.dec.stmt.Kind == sqlparse.KindCreate || b.dec.stmt.WritesInside {
-		b.d.made[qname{r.Schema, r.Name}] = true
+		b.dec.makes = append(b.dec.makes, qname{r.Schema, r.Name})
 	}
 }

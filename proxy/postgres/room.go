@@ -9,7 +9,7 @@ import (
 // Limits of connections that have shown no credential yet, beside those of sessions.
 const (
 	maxStrangers = 256 // that haven't shown an SVID
-	maxOfOne     = 32  // of one agent
+	maxOfOne     = 128 // of one agent: a pool may open all of its connections at once
 )
 
 // room is where connections wait until their agents have shown a credential. It has places of its own, so that whoever has no
