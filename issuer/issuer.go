@@ -84,6 +84,7 @@ func New(cfg Config) (*Issuer, error) {
 	}
 	i := &Issuer{ca: cfg.CA, bundle: ca.NewBundle(td), creds: attest.NewCredentials()}
 	i.creds.IgnorePeerPidfd = cfg.IgnorePeerPidfd
+	i.creds.Agents = cfg.UIDs.Contains
 	i.SetBundle(cfg.Bundle...)
 	var broker []attest.Selectors
 	for _, e := range cfg.Roles {

@@ -54,6 +54,9 @@ type Credentials struct {
 	IgnorePeerPidfd bool
 	// ConnectionsPerUID is DefaultConnectionsPerUID when zero. Root isn't limited by itself.
 	ConnectionsPerUID int
+	// Agents says whether a uid is one of isolated agents: each of them has its own, so all of them together hold at most
+	// three quarters of the connections, and the rest stays for roles, users and root.
+	Agents func(uid uint32) bool
 
 	counts *counts
 }
@@ -70,26 +73,33 @@ func NewCredentials() *Credentials {
 type counts struct {
 	most int // of all together
 
-	mu    sync.Mutex
-	n     map[uint32]int // guarded by mu
-	total int            // guarded by mu
+	mu     sync.Mutex
+	n      map[uint32]int // guarded by mu
+	total  int            // guarded by mu
+	agents int            // of agents; guarded by mu
 }
 
-func (c *counts) take(uid uint32, limit int) bool {
+func (c *counts) take(uid uint32, limit int, agent bool) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.total >= c.most || uid != 0 && c.n[uid] >= limit {
+	if c.total >= c.most || uid != 0 && c.n[uid] >= limit || agent && c.agents >= c.most*3/4 {
 		return false
 	}
 	c.n[uid]++
 	c.total++
+	if agent {
+		c.agents++
+	}
 	return true
 }
 
-func (c *counts) give(uid uint32) {
+func (c *counts) give(uid uint32, agent bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.total--
+	if agent {
+		c.agents--
+	}
 	if c.n[uid]--; c.n[uid] <= 0 {
 		delete(c.n, uid)
 	}
@@ -109,13 +119,14 @@ func (c *Credentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.Auth
 	if limit == 0 {
 		limit = DefaultConnectionsPerUID
 	}
-	if !c.counts.take(p.UID, limit) {
+	agent := c.Agents != nil && c.Agents(p.UID)
+	if !c.counts.take(p.UID, limit, agent) {
 		p.Process.Close()
-		return nil, nil, fmt.Errorf("uid %d holds %d connections already, or all together %d", p.UID, limit, c.counts.most)
+		return nil, nil, fmt.Errorf("uid %d holds %d connections already, all together %d, or all agents three quarters of that", p.UID, limit, c.counts.most)
 	}
 	held := &heldConn{Conn: conn, release: sync.OnceFunc(func() {
 		p.Process.Close()
-		c.counts.give(p.UID)
+		c.counts.give(p.UID, agent)
 	})}
 	return held, AuthInfo{credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, p}, nil
 }

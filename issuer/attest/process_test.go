@@ -318,15 +318,15 @@ func TestCredentialsBoundConnectionsPerUID(t *testing.T) {
 	clone := c.Clone().(*Credentials)
 	uid := uint32(os.Geteuid())
 	if uid == 0 { // root isn't limited, so count for somebody else
-		if !c.counts.take(1, 2) || !clone.counts.take(1, 2) || c.counts.take(1, 2) {
+		if !c.counts.take(1, 2, false) || !clone.counts.take(1, 2, false) || c.counts.take(1, 2, false) {
 			t.Error("the limit isn't shared or isn't kept")
 		}
-		c.counts.give(1)
-		if !c.counts.take(1, 2) {
+		c.counts.give(1, false)
+		if !c.counts.take(1, 2, false) {
 			t.Error("what was given back can't be taken")
 		}
 		for range 3 {
-			if !c.counts.take(0, 2) {
+			if !c.counts.take(0, 2, false) {
 				t.Error("root is limited")
 			}
 		}
@@ -355,16 +355,38 @@ func TestCredentialsBoundConnectionsOfAllTogether(t *testing.T) {
 	c := NewCredentials()
 	c.counts.most = 3
 	for uid := range uint32(3) {
-		if !c.counts.take(uid, 2) {
+		if !c.counts.take(uid, 2, false) {
 			t.Fatal(uid)
 		}
 	}
-	if c.counts.take(0, 2) || c.counts.take(9, 2) {
+	if c.counts.take(0, 2, false) || c.counts.take(9, 2, false) {
 		t.Error("more than all")
 	}
-	c.counts.give(1)
-	if !c.counts.take(9, 2) {
+	c.counts.give(1, false)
+	if !c.counts.take(9, 2, false) {
 		t.Error("what was given back can't be taken")
+	}
+}
+
+// However many uids agents have, roles, users and root get in.
+func TestAgentsNeverHoldAllConnections(t *testing.T) {
+	c := NewCredentials()
+	c.counts.most = 8
+	agents := uint32(0)
+	for uid := uint32(70000); uid < 70100; uid++ {
+		if c.counts.take(uid, 512, true) {
+			agents++
+		}
+	}
+	if agents != 6 {
+		t.Errorf("agents hold %d of 8 connections", agents)
+	}
+	if !c.counts.take(0, 512, false) || !c.counts.take(64102, 512, false) {
+		t.Error("agents keep a role out")
+	}
+	c.counts.give(70000, true)
+	if !c.counts.take(70099, 512, true) {
+		t.Error("what an agent gave back can't be taken by another")
 	}
 }
 
