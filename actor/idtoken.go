@@ -15,28 +15,31 @@ import (
 // checkIDToken looks at the form of a statement that isn't ours before a library
 // does: its parser takes duplicate and case-folded members.
 func checkIDToken(j jws) error {
-	for _, part := range [][]byte{j.header, j.payload} {
-		if err := strictjson.Check(part); err != nil {
-			return jsonError(err)
-		}
-	}
-	if err := strictjson.CheckMembers(j.header, "alg", "typ", "kid", "jku", "x5u", "jwk", "crit"); err != nil {
+	header, err := strictjson.ParseObject(j.header)
+	if err != nil {
 		return jsonError(err)
 	}
-	if err := strictjson.CheckMembers(j.payload, "iss", "sub", "aud", "exp", "iat", "auth_time", "nonce", "sid", "acr"); err != nil {
+	payload, err := strictjson.ParseObject(j.payload)
+	if err != nil {
+		return jsonError(err)
+	}
+	if err := header.CheckMembers("alg", "typ", "kid", "jku", "x5u", "jwk", "crit"); err != nil {
+		return jsonError(err)
+	}
+	if err := payload.CheckMembers("iss", "sub", "aud", "exp", "iat", "auth_time", "nonce", "sid", "acr"); err != nil {
 		return jsonError(err)
 	}
 	for _, name := range []string{"jku", "x5u", "jwk", "crit"} {
-		if strictjson.HasMember(j.header, name) {
+		if header.Has(name) {
 			return refuse(ClassHeaderMember, "%s is not allowed in an ID token", name)
 		}
 	}
-	if strictjson.HasMember(j.header, "kid") {
-		if _, err := strictjson.StringMember(j.header, "kid"); err != nil {
+	if header.Has("kid") {
+		if _, err := header.String("kid"); err != nil {
 			return jsonError(err)
 		}
 	}
-	alg, err := strictjson.StringMember(j.header, "alg")
+	alg, err := header.String("alg")
 	if err != nil {
 		return jsonError(err)
 	}

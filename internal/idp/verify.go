@@ -58,15 +58,15 @@ func (v *Verifier) timely(c actor.IdentityClaims, key datedKey) error {
 func (v *Verifier) verify(ctx context.Context, raw string) (actor.IdentityClaims, datedKey, error) {
 	var none actor.IdentityClaims
 	refuse := func(err error) (actor.IdentityClaims, datedKey, error) { return none, datedKey{}, err }
-	header, payload, err := split(raw)
+	header, members, payload, err := split(raw)
 	if err != nil {
 		return refuse(err)
 	}
 	// typ tells an ID token from every other kind of JWT that the provider signs with the same keys.
-	if typ, err := strictjson.StringMember(header, "typ"); err == nil && !strings.EqualFold(typ, "JWT") {
+	if typ, err := header.String("typ"); err == nil && !strings.EqualFold(typ, "JWT") {
 		return refuse(fmt.Errorf("typ %q is not an ID token's", typ))
 	}
-	iss, err := strictjson.StringMember(payload, "iss")
+	iss, err := members.String("iss")
 	if err != nil {
 		return refuse(fmt.Errorf("reading iss: %w", err))
 	}
@@ -174,33 +174,36 @@ func usable(keys []jose.JSONWebKey) []jose.JSONWebKey {
 	})
 }
 
-// split reads header and payload of a compact JWS strictly.
-func split(raw string) (header, payload []byte, err error) {
+// split reads header and payload of a compact JWS strictly; payload is also given as its exact bytes.
+func split(raw string) (header, members strictjson.Object, payload []byte, err error) {
+	refuse := func(err error) (strictjson.Object, strictjson.Object, []byte, error) {
+		return strictjson.Object{}, strictjson.Object{}, nil, err
+	}
 	if len(raw) > actor.MaxSize {
-		return nil, nil, fmt.Errorf("ID token of %d bytes: at most %d are read", len(raw), actor.MaxSize)
+		return refuse(fmt.Errorf("ID token of %d bytes: at most %d are read", len(raw), actor.MaxSize))
 	}
 	parts := strings.Split(raw, ".")
 	if len(parts) != 3 {
-		return nil, nil, errors.New("the ID token is no compact JWS")
+		return refuse(errors.New("the ID token is no compact JWS"))
 	}
-	if header, err = strictjson.DecodeBase64URL(parts[0]); err == nil {
-		payload, err = strictjson.DecodeBase64URL(parts[1])
-	}
-	if err == nil {
-		_, err = strictjson.DecodeBase64URL(parts[2])
-	}
-	if err == nil {
-		err = errors.Join(strictjson.Check(header), strictjson.Check(payload))
-	}
-	if err != nil {
-		return nil, nil, fmt.Errorf("reading the ID token: %w", err)
-	}
-	for _, m := range []string{"jku", "x5u", "x5c", "jwk", "crit", "b64", "zip"} {
-		if strictjson.HasMember(header, m) {
-			return nil, nil, fmt.Errorf("%s is not allowed in an ID token's header", m)
+	var decoded [3][]byte
+	for i, p := range parts {
+		if decoded[i], err = strictjson.DecodeBase64URL(p); err != nil {
+			return refuse(fmt.Errorf("reading the ID token: %w", err))
 		}
 	}
-	return header, payload, nil
+	if header, err = strictjson.ParseObject(decoded[0]); err == nil {
+		members, err = strictjson.ParseObject(decoded[1])
+	}
+	if err != nil {
+		return refuse(fmt.Errorf("reading the ID token: %w", err))
+	}
+	for _, m := range []string{"jku", "x5u", "x5c", "jwk", "crit", "b64", "zip"} {
+		if header.Has(m) {
+			return refuse(fmt.Errorf("%s is not allowed in an ID token's header", m))
+		}
+	}
+	return header, members, decoded[1], nil
 }
 
 // reader takes members by their exact names and keeps the first failure.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -214,17 +215,45 @@ func mismatch(at string, n node, want string) error {
 	return fmt.Errorf("%w: %s where a %s is needed%s", ErrType, n.kind, want, where(at))
 }
 
-// StringMember is the value of one string member of an object, for choosing the
-// type to decode into.
+// StringMember is [Object.String] of data, for choosing the type to decode into.
 func StringMember(data []byte, name string) (string, error) {
-	n, err := parse(data)
+	o, err := ParseObject(data)
 	if err != nil {
 		return "", err
 	}
-	if n.kind != kindObject {
-		return "", mismatch("", n, "object")
+	return o.String(name)
+}
+
+// HasMember says whether data is an object with a member of exactly this name.
+func HasMember(data []byte, name string) bool {
+	o, err := ParseObject(data)
+	return err == nil && o.Has(name)
+}
+
+// Object is one strict JSON object of whatever members: a statement of others, such as an ID token, that is looked at before
+// a library decodes it.
+type Object struct{ members []member }
+
+// ParseObject reads data once, for many looks.
+func ParseObject(data []byte) (Object, error) {
+	n, err := parse(data)
+	if err != nil {
+		return Object{}, err
 	}
-	for _, m := range n.members {
+	if n.kind != kindObject {
+		return Object{}, mismatch("", n, "object")
+	}
+	return Object{n.members}, nil
+}
+
+// Has says whether there is a member of exactly this name.
+func (o Object) Has(name string) bool {
+	return slices.ContainsFunc(o.members, func(m member) bool { return m.name == name })
+}
+
+// String is the value of one string member.
+func (o Object) String(name string) (string, error) {
+	for _, m := range o.members {
 		if m.name != name {
 			continue
 		}
@@ -233,44 +262,20 @@ func StringMember(data []byte, name string) (string, error) {
 		}
 		return m.value.text, nil
 	}
-	for _, m := range n.members {
-		if fold(m.name) == fold(name) {
-			return "", fmt.Errorf("%w: %q instead of %q", ErrCase, m.name, name)
-		}
+	if err := o.CheckMembers(name); err != nil {
+		return "", err
 	}
 	return "", fmt.Errorf("%w: %q", ErrMissing, name)
 }
 
-// CheckMembers refuses an object with a member that equals one of names only under case folding: encoding/json would take
-// it for that one. It is for statements of others, which may have any other member.
-func CheckMembers(data []byte, names ...string) error {
-	n, err := parse(data)
-	if err != nil {
-		return err
-	}
-	if n.kind != kindObject {
-		return mismatch("", n, "object")
-	}
-	for _, m := range n.members {
+// CheckMembers refuses a member that equals one of names only under case folding: encoding/json would take it for that one.
+func (o Object) CheckMembers(names ...string) error {
+	for _, m := range o.members {
 		for _, name := range names {
-			if m.name != name && fold(m.name) == fold(name) {
+			if m.name != name && strings.EqualFold(m.name, name) {
 				return fmt.Errorf("%w: %q instead of %q", ErrCase, m.name, name)
 			}
 		}
 	}
 	return nil
-}
-
-// HasMember says whether data is an object with a member of exactly this name.
-func HasMember(data []byte, name string) bool {
-	n, err := parse(data)
-	if err != nil || n.kind != kindObject {
-		return false
-	}
-	for _, m := range n.members {
-		if m.name == name {
-			return true
-		}
-	}
-	return false
 }

@@ -76,14 +76,8 @@ type member struct {
 // It is for statements of others, such as ID tokens, that a library decodes
 // afterwards.
 func Check(data []byte) error {
-	n, err := parse(data)
-	if err != nil {
-		return err
-	}
-	if n.kind != kindObject {
-		return fmt.Errorf("%w: %s where an object is needed", ErrType, n.kind)
-	}
-	return nil
+	_, err := ParseObject(data)
+	return err
 }
 
 func parse(data []byte) (node, error) {
