@@ -11,8 +11,8 @@ import (
 const (
 	// idleFor is how long a role has little to do before it gives memory back.
 	idleFor = 10 * time.Second
-	// littleWork is what a role allocates in that time at most, and muchMemory what it must be able to give back: below that
-	// it isn't worth a collection.
+	// littleWork is what a role allocates in that time at most, and muchMemory what it must have allocated since the last
+	// time: below that it isn't worth a collection.
 	littleWork = 32 << 20
 	muchMemory = 4 << 20
 )
@@ -39,23 +39,19 @@ func giveMemoryBack(ctx context.Context) (stop func()) {
 	return func() { cancel(); wg.Wait() }
 }
 
-// idleness remembers what was allocated at the last look.
-type idleness struct{ allocated uint64 }
+// idleness remembers what had been allocated at the last look, and when memory was given back last.
+type idleness struct{ looked, given uint64 }
 
-// look gives memory back if little was allocated since the last look and there is enough of it.
+// look gives memory back if little was allocated since the last look, and enough since it was given back last: what of that
+// is still in use only a collection can tell.
 func (i *idleness) look() {
-	s := []metrics.Sample{
-		{Name: "/gc/heap/allocs:bytes"},
-		{Name: "/memory/classes/heap/objects:bytes"}, // reachable or not
-		{Name: "/gc/heap/live:bytes"},
-		{Name: "/memory/classes/heap/free:bytes"},
-	}
+	s := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
 	metrics.Read(s)
-	allocated, objects, live, free := s[0].Value.Uint64(), s[1].Value.Uint64(), s[2].Value.Uint64(), s[3].Value.Uint64()
-	little := allocated-i.allocated < littleWork
-	i.allocated = allocated
-	garbage := objects - min(live, objects)
-	if little && garbage+free >= muchMemory {
+	allocated := s[0].Value.Uint64()
+	little := allocated-i.looked < littleWork
+	i.looked = allocated
+	if little && allocated-i.given >= muchMemory {
+		i.given = allocated
 		debug.FreeOSMemory()
 	}
 }
