@@ -86,7 +86,7 @@ func forgedTokens(t *testing.T, f *forge, x tree, dora *signIn, good flow, key *
 		class  string
 	}{
 		"a list of audiences":     {claims(`"aud":"`+targetID(testmesh.Target).String()+`"`, `"aud":["`+targetID(testmesh.Target).String()+`","x"]`), "json.type"},
-		"an audience in capitals": {claims(`"aud":"spiffe://`+testmesh.TrustDomain, `"aud":"spiffe://`+strings.ToUpper(testmesh.TrustDomain)), "claim.value"},
+		"an audience in capitals": {claims(`"aud":"spiffe://`+testmesh.TrustDomain, `"aud":"spiffe://`+strings.ToUpper(testmesh.TrustDomain)), "token.audience"},
 		"a prefix of the target":  {claims(`/target/orders-db"`, `/target/orders-db2"`), "token.audience"},
 		"a user's sub":            {func(j *rawJWS) { j.claims = cut(j.claims, `"sub":"`, `"`, "dora") }, ""},
 		"a client that is a user": {func(j *rawJWS) { j.claims = cut(j.claims, `"client_id":"`, `"`, "dora") }, ""},

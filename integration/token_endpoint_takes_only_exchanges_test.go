@@ -110,23 +110,27 @@ func TestTokenEndpointTakesOnlyExchanges(t *testing.T) {
 			"debugging":              {"GET", "/debug/pprof/", "", "", nil},
 		} {
 			t.Run(name, func(t *testing.T) {
-				req, err := http.NewRequest(c.method, "https://"+f.Address("token")+c.path, strings.NewReader(c.body))
-				if err != nil {
-					t.Fatal(err)
-				}
-				if c.kind != "" {
-					req.Header.Set("Content-Type", c.kind)
-				}
-				for k, v := range c.headers {
-					req.Header.Set(k, v)
-				}
 				cl := *f.client(x.planner)
 				cl.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-				resp, err := cl.Do(req)
-				if err != nil {
-					t.Fatal(err)
+				a := answer{status: http.StatusTooManyRequests}
+				for ; a.status == http.StatusTooManyRequests; time.Sleep(50 * time.Millisecond) { // what is limited isn't looked at
+					req, err := http.NewRequest(c.method, "https://"+f.Address("token")+c.path, strings.NewReader(c.body))
+					if err != nil {
+						t.Fatal(err)
+					}
+					if c.kind != "" {
+						req.Header.Set("Content-Type", c.kind)
+					}
+					for k, v := range c.headers {
+						req.Header.Set(k, v)
+					}
+					resp, err := cl.Do(req)
+					if err != nil {
+						t.Fatal(err)
+					}
+					a = readAnswer(t, resp)
 				}
-				if a := readAnswer(t, resp); a.Token != "" || a.status < 300 || a.status >= 500 {
+				if a.Token != "" || a.status < 300 || a.status >= 500 {
 					t.Errorf("%s", a)
 				}
 			})

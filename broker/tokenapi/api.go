@@ -129,8 +129,17 @@ func (a *API) peer(r *http.Request) (actor.AgentID, error) {
 	return agent, nil
 }
 
+// endChunked ends the connection of a request in chunks, whatever is answered: a form has a length, and with chunks beside it
+// two readers could find two requests (RFC 9112 §6.1).
+func endChunked(w http.ResponseWriter, r *http.Request) {
+	if len(r.TransferEncoding) > 0 {
+		w.Header().Set("Connection", "close")
+	}
+}
+
 // token serves the exchange.
 func (a *API) token(w http.ResponseWriter, r *http.Request) {
+	endChunked(w, r)
 	ctx := r.Context()
 	agent, err := a.peer(r)
 	if err != nil {

@@ -41,9 +41,10 @@ func readForm(w http.ResponseWriter, r *http.Request, known ...string) (url.Valu
 		len(params) > 1 || len(params) == 1 && !strings.EqualFold(params["charset"], "utf-8") {
 		return nil, bad(codeRequest, "request.content-type", "send a form: Content-Type: application/x-www-form-urlencoded")
 	}
+	if r.Header.Get("Content-Encoding") != "" {
+		return nil, &refusal{status: http.StatusUnsupportedMediaType, code: codeRequest, class: "request.content-type", reason: "send the form as it is, without Content-Encoding"}
+	}
 	if len(r.TransferEncoding) > 0 {
-		// A form has a length. With chunks beside it two readers could find two requests (RFC 9112 §6.1).
-		w.Header().Set("Connection", "close")
 		return nil, &refusal{status: http.StatusLengthRequired, code: codeRequest, class: "request.size", reason: "send the form with its Content-Length"}
 	}
 	if r.URL.RawQuery != "" {

@@ -17,6 +17,7 @@ import (
 // a grant that it signed itself, with everything that hangs on it. What isn't one of these is answered
 // with 200, as RFC 7009 §2.2 wants, and changes nothing.
 func (a *API) revoke(w http.ResponseWriter, r *http.Request) {
+	endChunked(w, r)
 	ctx := r.Context()
 	agent, err := a.peer(r)
 	if err == nil && !a.revokes.Allow(firstOf(agent).String(), a.cfg.Now()) {
