@@ -145,7 +145,8 @@ func (c *Config) complete() error {
 func (l *Log) Append(ctx context.Context, r Record) (Receipt, error) { return l.Submit(r).Receipt(ctx) }
 
 // Submit hands r to the writer and returns at once; the record's id is known from then on. Outcomes
-// ([Forwarded], [Masked], [Completed] …) need not be waited for: they become durable within MaxFrameDelay.
+// ([Forwarded], [Masked], [Completed] …) need not be waited for: they become durable within MaxFrameDelay. Where
+// the disk hangs and thousands of records wait, what isn't owed fails with [ErrStalled] after half a second.
 func (l *Log) Submit(r Record) *Pending { return l.submit(r, "") }
 
 func (l *Log) submit(r Record, kept Digest) *Pending {
@@ -158,8 +159,8 @@ func (l *Log) submit(r Record, kept Digest) *Pending {
 		l.count(countKey{"over_quota", r.Txn}, r.Chain)
 		return failed(r.ID, ErrOverQuota)
 	}
-	if !l.queue.put(it) {
-		return failed(r.ID, ErrClosed)
+	if err := l.queue.put(it); err != nil {
+		return failed(r.ID, err)
 	}
 	return &it.Pending
 }

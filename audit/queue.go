@@ -5,8 +5,12 @@ import (
 	"time"
 )
 
-// maxBatch is how many records may wait for the writer; then whoever submits waits, too.
-const maxBatch = 4096
+// maxBatch is how many records may wait for the writer; then whoever submits waits, too, but not longer than patience: a writer
+// that takes nothing for so long sits on a disk that hangs. What is owed never waits here. It is bounded by what it ends.
+const (
+	maxBatch = 4096
+	patience = 500 * time.Millisecond
+)
 
 // batch is the records that were submitted while the writer was busy with those before. They become durable together, in
 // one frame as a rule.
@@ -14,7 +18,8 @@ type batch struct {
 	items   []*item
 	awaited int // of them, those that somebody waits for
 	// done is closed when every record of the batch is durable or has failed.
-	done chan struct{}
+	done  chan struct{}
+	taken chan struct{} // closed when the writer took it, or the queue closed; made by who waits for that
 }
 
 func newBatch() *batch { return &batch{done: make(chan struct{})} }
@@ -36,7 +41,6 @@ type queue struct {
 	wake  chan struct{} // to the writer: there is something to do
 
 	mu     sync.Mutex
-	room   sync.Cond // next was taken, or the queue closed
 	next   *batch
 	timed  bool // a timer runs for what waits
 	alone  bool // the last batch brought at most one record that somebody waits for
@@ -44,20 +48,19 @@ type queue struct {
 }
 
 func newQueue(delay time.Duration) *queue {
-	q := &queue{delay: delay, wake: make(chan struct{}, 1), next: newBatch(), alone: true}
-	q.room.L = &q.mu
-	return q
+	return &queue{delay: delay, wake: make(chan struct{}, 1), next: newBatch(), alone: true}
 }
 
-// put adds an item to the next batch, and reports false if the queue is closed.
-func (q *queue) put(it *item) bool {
+// put adds an item to the next batch. It fails with ErrClosed, or with ErrStalled where the writer takes nothing.
+func (q *queue) put(it *item) error {
 	q.mu.Lock()
-	for len(q.next.items) >= maxBatch && !q.closed {
-		q.room.Wait()
+	if !it.typ.owed() && len(q.next.items) >= maxBatch && !q.closed && !q.wait() {
+		q.mu.Unlock()
+		return ErrStalled
 	}
 	if q.closed {
 		q.mu.Unlock()
-		return false
+		return ErrClosed
 	}
 	it.batch = q.next
 	q.next.items = append(q.next.items, it)
@@ -72,6 +75,28 @@ func (q *queue) put(it *item) bool {
 	q.mu.Unlock()
 	if !waits {
 		q.hurry()
+	}
+	return nil
+}
+
+// wait returns when there is room, or the queue is closed; false if neither comes in time. The caller holds mu, which is free
+// meanwhile.
+func (q *queue) wait() bool {
+	patient := time.NewTimer(patience)
+	defer patient.Stop()
+	for len(q.next.items) >= maxBatch && !q.closed {
+		if q.next.taken == nil {
+			q.next.taken = make(chan struct{})
+		}
+		taken := q.next.taken
+		q.mu.Unlock()
+		select {
+		case <-taken:
+			q.mu.Lock()
+		case <-patient.C:
+			q.mu.Lock()
+			return false
+		}
 	}
 	return true
 }
@@ -102,14 +127,22 @@ func (q *queue) take() (b *batch, open bool) {
 	if len(b.items) > 0 {
 		q.alone = b.awaited <= 1
 	}
-	q.room.Broadcast()
+	b.free()
 	return b, !q.closed
+}
+
+// free lets those go on who wait for room. The caller holds the queue's mu.
+func (b *batch) free() {
+	if b.taken != nil {
+		close(b.taken)
+		b.taken = nil
+	}
 }
 
 func (q *queue) close() {
 	q.mu.Lock()
 	q.closed = true
-	q.room.Broadcast()
+	q.next.free()
 	q.mu.Unlock()
 	q.hurry()
 }

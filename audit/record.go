@@ -82,6 +82,8 @@ var (
 	ErrPoisoned = errors.New("audit log is poisoned: a write or fdatasync failed; restart after the disk is repaired")
 	// ErrFull: no room for new records. Nothing was written; it passes when there is room again.
 	ErrFull = errors.New("audit log is full: no disk space for the next segment")
+	// ErrStalled: thousands of records wait for a disk that takes none. Nothing was written; it passes when the disk goes on.
+	ErrStalled = errors.New("audit log has stalled: the disk takes no records")
 	// ErrClosed: the log was closed.
 	ErrClosed = errors.New("audit log is closed")
 	// ErrOverQuota: this chain used up its budget of records or bytes.
