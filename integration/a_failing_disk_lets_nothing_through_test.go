@@ -70,6 +70,42 @@ func TestAFailingDiskLetsNothingThrough(t *testing.T) {
 		m.Verify(t)
 	})
 
+	t.Run("hanging", func(t *testing.T) {
+		const hangs = 9 * time.Second // less than it takes the proxy's knowledge to grow stale
+		task := func(l *testmesh.Live) string {
+			l.Type("SELECT 'found' FROM orders LIMIT 1;\n")
+			l.Await("found", 1)
+			return newestTask(t, m, "postgres:select")
+		}
+		first, second := open(t, alice, "the first"), open(t, alice, "the second")
+		firstTask, secondTask := task(first), task(second)
+		if firstTask == secondTask {
+			t.Fatal("two runs are one task")
+		}
+		// What the proxy keeps of the feed hangs. Its log doesn't, so that it could go on serving.
+		hanging := inject(t, m.Proxy, fmt.Sprintf("fsync:delay_enter=%d", hangs.Microseconds()))
+		defer hanging.stop(t)
+		for _, revoked := range []struct {
+			live *testmesh.Live
+			task string
+		}{{first, firstTask}, {second, secondTask}} {
+			order := testmesh.Begin(t, oscar.Command(testmesh.Deputy(t), "revoke", "--task", revoked.task, "--reason", "hanging"))
+			over := func() bool { return strings.Contains(revoked.live.Errors(), "57P01") }
+			began := time.Now()
+			for n := 1; !over(); n++ {
+				if time.Since(began) > hangs/2 {
+					t.Fatalf("served %s after it was revoked, behind a revocation that waits for a disk: %q %q", time.Since(began), revoked.live.Output(), order.Errors())
+				}
+				revoked.live.Type("SELECT 'again' FROM orders LIMIT 1;\n")
+				for strings.Count(revoked.live.Output(), "again") < n && !over() && time.Since(began) < hangs {
+					time.Sleep(10 * time.Millisecond)
+				}
+			}
+			revoked.live.Wait(patience)
+			defer order.Wait(patience)
+		}
+	})
+
 	t.Run("failing", func(t *testing.T) {
 		writer, reader := open(t, bob, "the writer"), open(t, alice, "the reader")
 		m.SettledRecords(t, "proxy")

@@ -23,15 +23,40 @@ var (
 // keepEnded is how long the end of an agent is remembered: longer than any SVID lives, as the broker does.
 const keepEnded = 4 * time.Hour
 
-// Apply takes one update of the feed and returns how many live sessions it ended. What is wrong with a
-// key or a policy set is reported and left out; an error means that the update as a whole can't be
-// believed or kept, and that the stream must end. Revocations take effect even then, since they can only
-// take away, unless the feed went back.
+// Apply takes one update of the feed and returns how many live sessions it ended: Hear, and then Keep.
 func (s *State) Apply(ctx context.Context, u feed.Update) (ended int, err error) {
+	return s.Keep(ctx, s.Hear(u))
+}
+
+// Heard is an update whose revocations are in force.
+type Heard struct {
+	update feed.Update
+	ended  int
+}
+
+// maxUnrecorded bounds the records that wait for a Keep.
+const maxUnrecorded = 4096
+
+// Hear puts the revocations of an update in force, at once: it waits for no disk and for no update before it. They take effect
+// even where the update as a whole can't be believed, since they can only take away, unless the feed went back.
+func (s *State) Hear(u feed.Update) Heard {
+	h := Heard{update: u}
+	if u.Kind != feed.Heartbeat {
+		h.ended = s.revoke(u)
+	}
+	return h
+}
+
+// Keep takes the rest of an update, one at a time, in their order, and returns how many live sessions it had ended. What is
+// wrong with a key or a policy set is reported and left out; an error means that the update as a whole can't be
+// believed or kept, and that the stream must end.
+func (s *State) Keep(ctx context.Context, h Heard) (ended int, err error) {
+	u := h.update
 	s.applying.Lock()
 	defer s.applying.Unlock()
+	s.recordRevoked()
 	if err := s.order(u); err != nil {
-		return 0, err
+		return h.ended, err
 	}
 	if u.Kind == feed.Heartbeat {
 		s.mu.Lock()
@@ -40,13 +65,10 @@ func (s *State) Apply(ctx context.Context, u feed.Update) (ended int, err error)
 		return 0, nil
 	}
 
-	// 1. Revocations first: nothing that follows may delay them.
-	ended = s.revoke(u)
-
-	// 2. Keys, each under the certifying key.
+	// 1. Keys, each under the certifying key.
 	s.addKeys(ctx, u)
 
-	// 3. The policy set, on disk before it is in force, so that its version can't fall over a restart.
+	// 2. The policy set, on disk before it is in force, so that its version can't fall over a restart.
 	set := s.openPolicy(ctx, u.PolicySet)
 	kept := keptState{Revision: u.Revision}
 	s.mu.RLock()
@@ -54,12 +76,12 @@ func (s *State) Apply(ctx context.Context, u feed.Update) (ended int, err error)
 	s.mu.RUnlock()
 	if set != nil {
 		if err := writePolicy(s.cfg.Dir, u.PolicySet); err != nil {
-			return ended, fmt.Errorf("keeping policy set %d: %w", set.Version(), err)
+			return h.ended, fmt.Errorf("keeping policy set %d: %w", set.Version(), err)
 		}
 		kept.PolicyVersion = set.Version()
 	}
 	if err := writeKept(s.cfg.Dir, kept); err != nil {
-		return ended, fmt.Errorf("keeping revision %d of the feed: %w", u.Revision, err)
+		return h.ended, fmt.Errorf("keeping revision %d of the feed: %w", u.Revision, err)
 	}
 
 	s.mu.Lock()
@@ -75,7 +97,7 @@ func (s *State) Apply(ctx context.Context, u feed.Update) (ended int, err error)
 	if set != nil {
 		s.record(&audit.PolicyLoaded{Result: audit.Accepted, Version: int64(set.Version()), Digest: audit.Digest(set.Digest())})
 	}
-	return ended, nil
+	return h.ended, nil
 }
 
 // order refuses what would take the proxy back in time, and deltas without a snapshot.
@@ -108,16 +130,15 @@ func (s *State) freshen(u feed.Update) {
 	}
 }
 
-func (s *State) revoke(u feed.Update) int {
+// revoke ends what an update revokes, and leaves what is news to be recorded.
+func (s *State) revoke(u feed.Update) (ended int) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
+	if u.Revision < s.kept.Revision {
+		return 0
+	}
 	// A snapshot takes nothing back: what was once revoked stays so until its time is over (forget), whatever a
 	// broker leaves out later.
-	type change struct {
-		revocation feed.Revocation
-		ended      int
-	}
-	var changes []change
-	ended := 0
 	for _, r := range u.Revocations {
 		until, old := s.revoked[r.Of]
 		if !old || r.ExpiresAt.After(until) {
@@ -125,8 +146,12 @@ func (s *State) revoke(u feed.Update) int {
 		}
 		n := s.end(r.Of)
 		ended += n
-		if n > 0 || (!old && u.Kind == feed.Delta) {
-			changes = append(changes, change{r, n})
+		if news := n > 0 || (!old && u.Kind == feed.Delta); news && len(s.unrecorded) < maxUnrecorded {
+			until := r.ExpiresAt.UTC()
+			s.unrecorded = append(s.unrecorded, &audit.Revoked{
+				ID: r.ID, Kind: string(r.Of.Kind), Issuer: r.Of.Issuer, Value: r.Of.Value, Delegate: r.Of.Delegate,
+				Reason: r.Reason, Until: &until, Revision: int64(u.Revision), Sessions: n,
+			})
 		}
 	}
 	for _, a := range u.Ended {
@@ -135,16 +160,18 @@ func (s *State) revoke(u feed.Update) int {
 		s.revoked[m] = s.cfg.Now().Add(keepEnded)
 		ended += s.end(m)
 	}
-	s.mu.Unlock()
-	for _, c := range changes {
-		until := c.revocation.ExpiresAt.UTC()
-		m := c.revocation.Of
-		s.record(&audit.Revoked{
-			ID: c.revocation.ID, Kind: string(m.Kind), Issuer: m.Issuer, Value: m.Value, Delegate: m.Delegate,
-			Reason: c.revocation.Reason, Until: &until, Revision: int64(u.Revision), Sessions: c.ended,
-		})
-	}
 	return ended
+}
+
+// recordRevoked records what was heard since the last time.
+func (s *State) recordRevoked() {
+	s.mu.Lock()
+	list := s.unrecorded
+	s.unrecorded = nil
+	s.mu.Unlock()
+	for _, e := range list {
+		s.record(e)
+	}
 }
 
 // end needs the lock.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -38,6 +39,8 @@ const (
 	feedSilence = 3 * feed.HeartbeatEvery
 	minRedial   = 100 * time.Millisecond
 	maxRedial   = 2 * time.Second
+	// maxBehind is how many updates may wait to be kept while a disk is slow. One can be as large as a message may be.
+	maxBehind = 16
 )
 
 // RunFeed keeps the state fresh from the broker until ctx is done. A broken stream is opened again; while
@@ -51,9 +54,22 @@ func RunFeed(ctx context.Context, cfg FeedConfig) error {
 	}
 	tlsCfg := tlsconfig.MTLSClientConfig(cfg.SVID, cfg.Bundles, tlsconfig.AuthorizeID(cfg.Broker))
 	tlsCfg.MinVersion = tls.VersionTLS13
+	// Whoever hears the broker doesn't wait for a disk, so that one that hangs holds no revocation up. What is behind
+	// counts as not heard yet, so that the state grows stale.
+	kept, ended := make(chan keeping, maxBehind), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for k := range kept {
+			k.keep(ctx, cfg.State)
+		}
+	}()
+	defer func() {
+		close(kept)
+		<-ended
+	}()
 	wait := minRedial
 	for {
-		applied, broken := syncOnce(ctx, cfg, tlsCfg)
+		applied, broken := syncOnce(ctx, cfg, tlsCfg, kept)
 		if applied {
 			wait = minRedial
 		}
@@ -72,9 +88,35 @@ func RunFeed(ctx context.Context, cfg FeedConfig) error {
 	}
 }
 
-// syncOnce connects, opens one stream and applies what comes until it breaks. It reports whether anything
+// keeping is an update that was heard, and the stream that it came from.
+type keeping struct {
+	heard  Heard
+	stream feedv1.Feed_SyncClient
+	broken context.CancelCauseFunc // ends the stream
+	done   *atomic.Bool            // set when something of the stream was applied
+}
+
+func (k keeping) keep(ctx context.Context, s *State) {
+	ended, err := s.Keep(ctx, k.heard)
+	if err != nil {
+		k.broken(fmt.Errorf("applying the feed: %w", err))
+		return
+	}
+	k.done.Store(true)
+	if k.heard.update.Kind == feed.Heartbeat {
+		return
+	}
+	ack := feed.ProxyMessage{Ack: &feed.Ack{Revision: k.heard.update.Revision, SessionsEnded: uint32(min(ended, 1<<31))}}
+	if err := k.stream.Send(feed.ProxyMessageToProto(ack)); err != nil {
+		k.broken(fmt.Errorf("acknowledging revision %d: %w", k.heard.update.Revision, err))
+	}
+}
+
+// syncOnce connects, opens one stream and hears what comes until it breaks. It reports whether anything
 // was applied. Each stream has a connection of its own, so that a new SVID is shown after a rotation.
-func syncOnce(ctx context.Context, cfg FeedConfig, tlsCfg *tls.Config) (applied bool, err error) {
+func syncOnce(ctx context.Context, cfg FeedConfig, tlsCfg *tls.Config, kept chan<- keeping) (applied bool, err error) {
+	var done atomic.Bool
+	defer func() { applied = done.Load() }()
 	trusted, err := cfg.Bundles.GetX509BundleForTrustDomain(cfg.Broker.TrustDomain())
 	if err != nil {
 		return false, fmt.Errorf("opening the feed: %w", err)
@@ -110,31 +152,24 @@ func syncOnce(ctx context.Context, cfg FeedConfig, tlsCfg *tls.Config) (applied 
 			if cause := context.Cause(ctx); cause != nil {
 				err = cause
 			}
-			return applied, fmt.Errorf("reading the feed: %w", err)
+			return false, fmt.Errorf("reading the feed: %w", err)
 		}
 		silence.Reset(feedSilence)
 		update, err := feed.UpdateFromProto(msg)
 		if err != nil {
-			return applied, fmt.Errorf("reading the feed: %w", err)
+			return false, fmt.Errorf("reading the feed: %w", err)
 		}
 		// Who speaks was verified when the connection began. Where trust in authorities changes, it is asked again.
 		if now, err := cfg.Bundles.GetX509BundleForTrustDomain(cfg.Broker.TrustDomain()); err != nil || !now.Equal(trusted) {
-			return applied, errors.New("reading the feed: the trust bundle changed; connecting again")
+			return false, errors.New("reading the feed: the trust bundle changed; connecting again")
 		}
 		if first && update.Kind != feed.Snapshot {
-			return applied, errors.New("reading the feed: the broker didn't begin with a snapshot")
+			return false, errors.New("reading the feed: the broker didn't begin with a snapshot")
 		}
-		ended, err := cfg.State.Apply(ctx, update)
-		if err != nil {
-			return applied, fmt.Errorf("applying the feed: %w", err)
-		}
-		applied = true
-		if update.Kind == feed.Heartbeat {
-			continue
-		}
-		ack := feed.ProxyMessage{Ack: &feed.Ack{Revision: update.Revision, SessionsEnded: uint32(min(ended, 1<<31))}}
-		if err := stream.Send(feed.ProxyMessageToProto(ack)); err != nil {
-			return applied, fmt.Errorf("acknowledging revision %d: %w", update.Revision, err)
+		select {
+		case kept <- keeping{cfg.State.Hear(update), stream, cancel, &done}:
+		default:
+			return false, fmt.Errorf("reading the feed: %d updates wait for this proxy's disk", maxBehind)
 		}
 	}
 }

@@ -50,6 +50,8 @@ type State struct {
 	revoked   map[feed.Match]time.Time // until when
 	listener  func([]feed.Match) int
 	lastWrong string // a refused policy set, so that it is reported once
+	// unrecorded is what was revoked and has no record yet.
+	unrecorded []*audit.Revoked
 }
 
 type tokenKey struct {
