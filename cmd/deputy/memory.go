@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"os"
 	"runtime/debug"
 	"runtime/metrics"
 	"sync"
@@ -15,28 +16,44 @@ const (
 	// time: below that it isn't worth a collection.
 	littleWork = 32 << 20
 	muchMemory = 4 << 20
+	// spare is what a role that works may take beyond what it needs, so that collections are rare. A role's data is a few
+	// MiB: at Go's pace, as much again, a busy proxy collects fifteen times a second.
+	spare = 64 << 20
 )
 
-// giveMemoryBack lets an idle role return what it needed for a moment, such as for many connections that opened at once. Go's
-// collector keeps as much again as is in use, and looks at an idle heap every two minutes only. The function that it
-// returns ends it.
-func giveMemoryBack(ctx context.Context) (stop func()) {
+// paceMemory lets a role that works take some memory to save time, and an idle one return what it needed for a moment, such as
+// for many connections that opened at once. Go's collector looks at an idle heap every two minutes only. Where GOGC is
+// set, collections come as it says. The function that it returns ends it.
+func paceMemory(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		tick := time.NewTicker(idleFor)
 		defer tick.Stop()
 		var idle idleness
+		_, set := os.LookupEnv("GOGC")
 		for {
 			select {
 			case <-ctx.Done():
 				return
 			case <-tick.C:
 				idle.look()
+				if !set {
+					debug.SetGCPercent(gcPercent(read("/gc/heap/live:bytes")))
+				}
 			}
 		}
 	})
 	return func() { cancel(); wg.Wait() }
+}
+
+// gcPercent is how much a heap with live bytes in use may grow before the next collection: by spare, as much again at least.
+func gcPercent(live uint64) int { return int(max(100, spare*100/max(live, spare/8))) }
+
+func read(metric string) uint64 {
+	s := []metrics.Sample{{Name: metric}}
+	metrics.Read(s)
+	return s[0].Value.Uint64()
 }
 
 // idleness remembers what had been allocated at the last look, and when memory was given back last.
@@ -45,9 +62,7 @@ type idleness struct{ looked, given uint64 }
 // look gives memory back if little was allocated since the last look, and enough since it was given back last: what of that
 // is still in use only a collection can tell.
 func (i *idleness) look() {
-	s := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
-	metrics.Read(s)
-	allocated := s[0].Value.Uint64()
+	allocated := read("/gc/heap/allocs:bytes")
 	little := allocated-i.looked < littleWork
 	i.looked = allocated
 	if little && allocated-i.given >= muchMemory {

@@ -35,3 +35,11 @@ func TestAnIdleRoleGivesMemoryBack(t *testing.T) {
 		t.Errorf("%d MiB are kept of %d", idle>>20, before>>20)
 	}
 }
+
+func TestASmallHeapGrowsBeforeItIsCollected(t *testing.T) {
+	for live, want := range map[uint64]int{0: 800, 1 << 20: 800, 8 << 20: 800, 32 << 20: 200, 64 << 20: 100, 1 << 30: 100} {
+		if got := gcPercent(live); got != want {
+			t.Errorf("with %d MiB in use: %d %%, want %d", live>>20, got, want)
+		}
+	}
+}

@@ -154,7 +154,7 @@ func runProxy(ctx context.Context, cfg *proxyConfig, config string, unsafeDev bo
 		}
 		return nil
 	})
-	defer giveMemoryBack(ctx)()
+	defer paceMemory(ctx)()
 	g.Go(func() error { sayReady(gctx, logger, core.Ready); return nil })
 	return g.Wait()
 }
