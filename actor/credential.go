@@ -43,13 +43,20 @@ func checkForm(s string) error {
 		return refuse(ClassSize, "%d bytes, want 1 to %d", len(s), MaxSize)
 	}
 	for i := range len(s) {
-		c := s[i]
-		if !(c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-' || c == '_' || c == '.' || c == '~') {
+		if !inAlphabet[s[i]] {
 			return refuse(ClassAlphabet, "byte %d is outside the alphabet", i)
 		}
 	}
 	return nil
 }
+
+// inAlphabet are base64url, the dots of the compact form and the tildes between parts.
+var inAlphabet = func() (in [256]bool) {
+	for _, c := range []byte("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.~") {
+		in[c] = true
+	}
+	return in
+}()
 
 // ParseCredential reads the whole credential before any cryptography.
 func ParseCredential(s string) (Credential, error) {

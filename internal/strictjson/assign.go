@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -35,36 +36,85 @@ func Unmarshal(data []byte, v any) error {
 	if err != nil {
 		return err
 	}
-	return assign(n, target.Elem(), "")
+	if err := assign(&n, target.Elem()); err != nil {
+		return err
+	}
+	return nil
 }
 
-func assign(n node, v reflect.Value, at string) error {
+// placed is an error and where in the value it is. The place is put together on the way out.
+type placed struct {
+	at    string
+	err   error
+	whole bool // err is about what stands at that place, and another's
+}
+
+func (p *placed) Error() string {
+	switch {
+	case p.at == "":
+		return p.err.Error()
+	case p.whole:
+		return p.at + ": " + p.err.Error()
+	default:
+		return p.err.Error() + " in " + p.at
+	}
+}
+
+func (p *placed) Unwrap() error { return p.err }
+
+func fault(format string, args ...any) *placed { return &placed{err: fmt.Errorf(format, args...)} }
+
+func mismatch(n *node, want string) *placed {
+	return fault("%w: %s where a %s is needed", ErrType, n.kind, want)
+}
+
+// member and element say of which one err speaks.
+func (p *placed) member(name string) *placed {
+	switch {
+	case p.at == "" || p.at[0] == '[':
+		p.at = name + p.at
+	default:
+		p.at = name + "." + p.at
+	}
+	return p
+}
+
+func (p *placed) element(i int) *placed {
+	index := "[" + strconv.Itoa(i) + "]"
+	if p.at != "" && p.at[0] != '[' {
+		index += "."
+	}
+	p.at = index + p.at
+	return p
+}
+
+func assign(n *node, v reflect.Value) *placed {
 	if v.Type() == rawType {
 		if n.kind == kindNull {
-			return mismatch(at, n, "value")
+			return mismatch(n, "value")
 		}
 		v.SetBytes(append([]byte(nil), n.raw...))
 		return nil
 	}
 	if v.Type() == timeType {
-		return assignTime(n, v, at)
+		return assignTime(n, v)
 	}
 	if v.CanAddr() {
 		switch p := v.Addr(); {
 		case p.Type().Implements(unmarsh):
 			if n.kind == kindNull { // most take it for "leave it as it is"
-				return mismatch(at, n, "value")
+				return mismatch(n, "value")
 			}
 			if err := p.Interface().(json.Unmarshaler).UnmarshalJSON(n.raw); err != nil {
-				return within(at, err)
+				return &placed{err: err, whole: true}
 			}
 			return nil
 		case p.Type().Implements(textType):
 			if n.kind != kindString {
-				return mismatch(at, n, "string")
+				return mismatch(n, "string")
 			}
 			if err := p.Interface().(encoding.TextUnmarshaler).UnmarshalText([]byte(n.text)); err != nil {
-				return within(at, err)
+				return &placed{err: err, whole: true}
 			}
 			return nil
 		}
@@ -72,111 +122,131 @@ func assign(n node, v reflect.Value, at string) error {
 	switch v.Kind() {
 	case reflect.String:
 		if n.kind != kindString {
-			return mismatch(at, n, "string")
+			return mismatch(n, "string")
 		}
-		v.SetString(n.text)
+		v.SetString(strings.Clone(n.text))
 	case reflect.Bool:
 		if n.kind != kindBool {
-			return mismatch(at, n, "boolean")
+			return mismatch(n, "boolean")
 		}
 		v.SetBool(n.truth)
 	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
 		if n.kind != kindNumber {
-			return mismatch(at, n, "integer")
+			return mismatch(n, "integer")
 		}
 		i, err := strconv.ParseInt(n.text, 10, v.Type().Bits())
 		if err != nil || n.text == "-0" {
-			return fmt.Errorf("%w: %s%s", ErrRange, n.text, where(at))
+			return fault("%w: %s", ErrRange, n.text)
 		}
 		v.SetInt(i)
 	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
 		if n.kind != kindNumber {
-			return mismatch(at, n, "integer")
+			return mismatch(n, "integer")
 		}
 		i, err := strconv.ParseUint(n.text, 10, v.Type().Bits())
 		if err != nil {
-			return fmt.Errorf("%w: %s%s", ErrRange, n.text, where(at))
+			return fault("%w: %s", ErrRange, n.text)
 		}
 		v.SetUint(i)
 	case reflect.Pointer:
 		v.Set(reflect.New(v.Type().Elem()))
-		return assign(n, v.Elem(), at)
+		return assign(n, v.Elem())
 	case reflect.Slice:
 		if n.kind != kindArray {
-			return mismatch(at, n, "array")
+			return mismatch(n, "array")
 		}
 		out := reflect.MakeSlice(v.Type(), len(n.elems), len(n.elems))
-		for i, e := range n.elems {
-			if err := assign(e, out.Index(i), fmt.Sprintf("%s[%d]", at, i)); err != nil {
-				return err
+		for i := range n.elems {
+			if err := assign(&n.elems[i], out.Index(i)); err != nil {
+				return err.element(i)
 			}
 		}
 		v.Set(out)
 	case reflect.Struct:
 		if n.kind != kindObject {
-			return mismatch(at, n, "object")
+			return mismatch(n, "object")
 		}
-		return assignStruct(n, v, at)
+		return assignStruct(n, v)
 	default:
-		return fmt.Errorf("strictjson: cannot decode into %s", v.Type())
+		return fault("strictjson: cannot decode into %s", v.Type())
 	}
 	return nil
 }
 
 // assignTime reads a time in the one form that names an instant only once: time.Time itself takes every offset, null, and
 // cuts a fraction that is too long.
-func assignTime(n node, v reflect.Value, at string) error {
+func assignTime(n *node, v reflect.Value) *placed {
 	if n.kind != kindString {
-		return mismatch(at, n, "string")
+		return mismatch(n, "string")
 	}
 	var t time.Time
 	if err := t.UnmarshalText([]byte(n.text)); err != nil || !strings.HasSuffix(n.text, "Z") || len(n.text) > len("2006-01-02T15:04:05.999999999Z") {
-		return fmt.Errorf("%w: %q is no time in UTC%s", ErrType, n.text, where(at))
+		return fault("%w: %q is no time in UTC", ErrType, n.text)
 	}
 	v.Set(reflect.ValueOf(t))
 	return nil
 }
 
-func assignStruct(n node, v reflect.Value, at string) error {
-	t := v.Type()
-	taken := make([]bool, len(n.members))
-	for k := range t.NumField() {
-		name, optional := tag(t.Field(k))
-		if name == "" {
+func assignStruct(n *node, v reflect.Value) *placed {
+	fields := fieldsOf(v.Type())
+	taken := 0
+	for _, f := range fields {
+		i := slices.IndexFunc(n.members, func(m member) bool { return m.name == f.name })
+		if i >= 0 {
+			taken++
+			if err := assign(&n.members[i].value, v.Field(f.index)); err != nil {
+				return err.member(f.name)
+			}
 			continue
 		}
-		found := false
-		for i, m := range n.members {
-			if m.name == name {
-				taken[i], found = true, true
-				if err := assign(m.value, v.Field(k), join(at, name)); err != nil {
-					return err
-				}
-				break
-			}
-		}
-		if found || optional {
+		if f.optional {
 			continue
 		}
 		for _, m := range n.members {
-			if fold(m.name) == fold(name) {
-				return fmt.Errorf("%w: %q instead of %q%s", ErrCase, m.name, name, where(at))
+			if fold(m.name) == fold(f.name) {
+				return fault("%w: %q instead of %q", ErrCase, m.name, f.name)
 			}
 		}
-		return fmt.Errorf("%w: %q%s", ErrMissing, name, where(at))
+		return fault("%w: %q", ErrMissing, f.name)
 	}
-	for i, m := range n.members {
-		if taken[i] {
+	if taken == len(n.members) { // no name is there twice
+		return nil
+	}
+	for _, m := range n.members {
+		if slices.ContainsFunc(fields, func(f field) bool { return f.name == m.name }) {
 			continue
 		}
-		for k := range t.NumField() {
-			if name, _ := tag(t.Field(k)); name != "" && fold(name) == fold(m.name) {
-				return fmt.Errorf("%w: %q instead of %q%s", ErrCase, m.name, name, where(at))
+		for _, f := range fields {
+			if fold(f.name) == fold(m.name) {
+				return fault("%w: %q instead of %q", ErrCase, m.name, f.name)
 			}
 		}
-		return fmt.Errorf("%w: %q%s", ErrUnknown, m.name, where(at))
+		return fault("%w: %q", ErrUnknown, m.name)
 	}
 	return nil
+}
+
+// field is one field of a struct that takes a member.
+type field struct {
+	name     string
+	index    int
+	optional bool
+}
+
+var structs sync.Map // reflect.Type -> []field
+
+func fieldsOf(t reflect.Type) []field {
+	if known, ok := structs.Load(t); ok {
+		return known.([]field)
+	}
+	var fields []field
+	for k := range t.NumField() {
+		if name, optional := tag(t.Field(k)); name != "" {
+			fields = append(fields, field{name, k, optional})
+		}
+	}
+	structs.Store(t, fields)
+	return fields
 }
 
 func tag(f reflect.StructField) (name string, optional bool) {
@@ -188,31 +258,6 @@ func tag(f reflect.StructField) (name string, optional bool) {
 		return "", false
 	}
 	return name, strings.Contains(opts, "omitempty") || strings.Contains(opts, "omitzero")
-}
-
-func join(at, name string) string {
-	if at == "" {
-		return name
-	}
-	return at + "." + name
-}
-
-func where(at string) string {
-	if at == "" {
-		return ""
-	}
-	return " in " + at
-}
-
-func within(at string, err error) error {
-	if at == "" {
-		return err
-	}
-	return fmt.Errorf("%s: %w", at, err)
-}
-
-func mismatch(at string, n node, want string) error {
-	return fmt.Errorf("%w: %s where a %s is needed%s", ErrType, n.kind, want, where(at))
 }
 
 // StringMember is [Object.String] of data, for choosing the type to decode into.
@@ -241,7 +286,7 @@ func ParseObject(data []byte) (Object, error) {
 		return Object{}, err
 	}
 	if n.kind != kindObject {
-		return Object{}, mismatch("", n, "object")
+		return Object{}, mismatch(&n, "object")
 	}
 	return Object{n.members}, nil
 }
@@ -258,9 +303,9 @@ func (o Object) String(name string) (string, error) {
 			continue
 		}
 		if m.value.kind != kindString {
-			return "", mismatch(name, m.value, "string")
+			return "", mismatch(&m.value, "string").member(name)
 		}
-		return m.value.text, nil
+		return strings.Clone(m.value.text), nil
 	}
 	if err := o.CheckMembers(name); err != nil {
 		return "", err

@@ -18,6 +18,7 @@ package strictjson
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -60,9 +61,9 @@ func (k kind) String() string {
 // error of form is always found before one of content.
 type node struct {
 	kind    kind
-	raw     []byte
-	text    string // decoded string, or the literal of a number
 	truth   bool
+	raw     []byte
+	text    string // decoded string, or the literal of a number; most are parts of the whole text, and cloned when they are kept
 	elems   []node
 	members []member
 }
@@ -84,10 +85,10 @@ func parse(data []byte) (node, error) {
 	if !utf8.Valid(data) {
 		return node{}, ErrUTF8
 	}
-	p := parser{data: data}
+	p := parser{data: data, text: string(data)}
 	p.space()
-	n, err := p.value(0)
-	if err != nil {
+	var n node
+	if err := p.value(0, &n); err != nil {
 		return node{}, err
 	}
 	p.space()
@@ -99,7 +100,11 @@ func parse(data []byte) (node, error) {
 
 type parser struct {
 	data []byte
+	text string // the same
 	pos  int
+	// What is known of the arrays and objects that aren't at their end, the innermost last.
+	elems   []node
+	members []member
 }
 
 func (p *parser) syntax(what string) error {
@@ -124,15 +129,15 @@ func (p *parser) peek() byte {
 	return 0
 }
 
-func (p *parser) value(depth int) (node, error) {
+func (p *parser) value(depth int, n *node) (err error) {
 	start := p.pos
-	var n node
-	var err error
 	switch c := p.peek(); {
 	case c == '{':
-		n, err = p.object(depth + 1)
+		n.kind = kindObject
+		n.members, err = p.object(depth + 1)
 	case c == '[':
-		n, err = p.array(depth + 1)
+		n.kind = kindArray
+		n.elems, err = p.array(depth + 1)
 	case c == '"':
 		n.kind = kindString
 		n.text, err = p.str()
@@ -140,31 +145,27 @@ func (p *parser) value(depth int) (node, error) {
 		n.kind = kindNumber
 		n.text, err = p.number()
 	default:
-		n, err = p.literal()
-	}
-	if err != nil {
-		return node{}, err
+		n.kind, n.truth, err = p.literal()
 	}
 	n.raw = p.data[start:p.pos]
-	return n, nil
+	return err
 }
 
-func (p *parser) literal() (node, error) {
-	rest := p.data[p.pos:]
-	for _, l := range []struct {
-		text string
-		node node
-	}{
-		{"true", node{kind: kindBool, truth: true}},
-		{"false", node{kind: kindBool}},
-		{"null", node{kind: kindNull}},
-	} {
-		if len(rest) >= len(l.text) && string(rest[:len(l.text)]) == l.text {
-			p.pos += len(l.text)
-			return l.node, nil
-		}
+func (p *parser) literal() (k kind, truth bool, err error) {
+	rest := p.text[p.pos:]
+	switch {
+	case strings.HasPrefix(rest, "true"):
+		k, truth = kindBool, true
+		p.pos += len("true")
+	case strings.HasPrefix(rest, "false"):
+		k = kindBool
+		p.pos += len("false")
+	case strings.HasPrefix(rest, "null"):
+		p.pos += len("null")
+	default:
+		err = p.syntax("no value")
 	}
-	return node{}, p.syntax("no value")
+	return k, truth, err
 }
 
 func (p *parser) number() (string, error) {
@@ -195,7 +196,7 @@ func (p *parser) number() (string, error) {
 			return "", p.syntax("bad exponent")
 		}
 	}
-	return string(p.data[start:p.pos]), nil
+	return p.text[start:p.pos], nil
 }
 
 func (p *parser) digits() bool {
@@ -206,98 +207,102 @@ func (p *parser) digits() bool {
 	return p.pos > start
 }
 
-func (p *parser) array(depth int) (node, error) {
+func (p *parser) array(depth int) ([]node, error) {
 	if depth > MaxDepth {
-		return node{}, fmt.Errorf("%w: more than %d levels", ErrDepth, MaxDepth)
+		return nil, fmt.Errorf("%w: more than %d levels", ErrDepth, MaxDepth)
 	}
-	n := node{kind: kindArray}
+	first := len(p.elems)
 	p.pos++
 	p.space()
 	if p.peek() == ']' {
 		p.pos++
-		return n, nil
+		return nil, nil
 	}
 	for {
 		p.space()
-		e, err := p.value(depth)
-		if err != nil {
-			return node{}, err
+		var e node
+		if err := p.value(depth, &e); err != nil {
+			return nil, err
 		}
-		n.elems = append(n.elems, e)
+		p.elems = append(p.elems, e)
 		p.space()
 		switch p.peek() {
 		case ',':
 			p.pos++
 		case ']':
 			p.pos++
-			return n, nil
+			own := slices.Clone(p.elems[first:])
+			p.elems = p.elems[:first]
+			return own, nil
 		default:
-			return node{}, p.syntax("no comma or end of array")
+			return nil, p.syntax("no comma or end of array")
 		}
 	}
 }
 
-func (p *parser) object(depth int) (node, error) {
+func (p *parser) object(depth int) ([]member, error) {
 	if depth > MaxDepth {
-		return node{}, fmt.Errorf("%w: more than %d levels", ErrDepth, MaxDepth)
+		return nil, fmt.Errorf("%w: more than %d levels", ErrDepth, MaxDepth)
 	}
-	n := node{kind: kindObject}
+	first := len(p.members)
 	var seen map[string]string // folded name -> name; only for more members than fewMembers
 	p.pos++
 	p.space()
 	if p.peek() == '}' {
 		p.pos++
-		return n, nil
+		return nil, nil
 	}
 	for {
 		p.space()
 		if p.peek() != '"' {
-			return node{}, p.syntax("no member name")
+			return nil, p.syntax("no member name")
 		}
-		name, err := p.str()
-		if err != nil {
-			return node{}, err
+		var m member
+		var err error
+		if m.name, err = p.str(); err != nil {
+			return nil, err
 		}
 		other, again := "", false
-		if len(n.members) < fewMembers {
-			other, again = n.sameName(name)
+		if known := p.members[first:]; len(known) < fewMembers {
+			other, again = sameName(known, m.name)
 		} else {
 			if seen == nil {
 				seen = make(map[string]string, 2*fewMembers)
-				for _, m := range n.members {
-					seen[fold(m.name)] = m.name
+				for _, k := range known {
+					seen[fold(k.name)] = k.name
 				}
 			}
-			folded := fold(name)
+			folded := fold(m.name)
 			other, again = seen[folded]
-			seen[folded] = name
+			seen[folded] = m.name
 		}
 		if again {
-			if other == name {
-				return node{}, fmt.Errorf("%w: %q", ErrDuplicate, name)
+			if other == m.name {
+				return nil, fmt.Errorf("%w: %q", ErrDuplicate, m.name)
 			}
-			return node{}, fmt.Errorf("%w: %q and %q", ErrCase, other, name)
+			return nil, fmt.Errorf("%w: %q and %q", ErrCase, other, m.name)
 		}
 		p.space()
 		if p.peek() != ':' {
-			return node{}, p.syntax("no colon")
+			return nil, p.syntax("no colon")
 		}
 		p.pos++
 		p.space()
-		v, err := p.value(depth)
-		if err != nil {
-			return node{}, err
+		if err := p.value(depth, &m.value); err != nil {
+			return nil, err
 		}
-		n.members = append(n.members, member{name, v})
+		p.members = append(p.members, m)
 		p.space()
 		switch p.peek() {
 		case ',':
 			p.pos++
 		case '}':
 			p.pos++
-			return n, nil
+			own := slices.Clone(p.members[first:])
+			p.members = p.members[:first]
+			return own, nil
 		default:
-			return node{}, p.syntax("no comma or end of object")
+			return nil, p.syntax("no comma or end of object")
 		}
 	}
 }
@@ -306,10 +311,10 @@ func (p *parser) object(depth int) (node, error) {
 const fewMembers = 16
 
 // sameName finds a member with a name that is equal under case folding.
-func (n *node) sameName(name string) (string, bool) {
-	for i := range n.members {
-		if strings.EqualFold(n.members[i].name, name) {
-			return n.members[i].name, true
+func sameName(members []member, name string) (string, bool) {
+	for i := range members {
+		if strings.EqualFold(members[i].name, name) {
+			return members[i].name, true
 		}
 	}
 	return "", false

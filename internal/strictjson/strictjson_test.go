@@ -295,3 +295,36 @@ func checkMembers(data []byte, names ...string) error {
 	}
 	return o.CheckMembers(names...)
 }
+
+// foreign refuses whatever it gets, in its own words.
+type foreign struct{}
+
+func (*foreign) UnmarshalJSON([]byte) error { return errors.New("not mine") }
+
+func TestErrorsSayWhere(t *testing.T) {
+	type inner struct {
+		B []int     `json:"b,omitempty"`
+		F []foreign `json:"f,omitempty"`
+	}
+	type outer struct {
+		A []inner `json:"a,omitempty"`
+		I *inner  `json:"i,omitempty"`
+	}
+	for in, want := range map[string]string{
+		`{"a":[{},{"b":[1,2,"x"]}]}`: "wrong JSON type: string where a integer is needed in a[1].b[2]",
+		`{"i":{"b":[1.5]}}`:          "number out of range or not an integer: 1.5 in i.b[0]",
+		`{"i":{"c":1}}`:              `unknown member: "c" in i`,
+		`{"a":[{"B":[]}]}`:           `member name differs only in case: "B" instead of "b" in a[0]`,
+		`{"a":[{"f":[1]}]}`:          "a[0].f[0]: not mine",
+		`{"z":1}`:                    `unknown member: "z"`,
+	} {
+		err := strictjson.Unmarshal([]byte(in), new(outer))
+		if err == nil || err.Error() != want {
+			t.Errorf("%s: got %v, want %s", in, err, want)
+		}
+	}
+	var rows [][]int
+	if err := strictjson.Unmarshal([]byte(`[[1],[2,true]]`), &rows); err == nil || !strings.HasSuffix(err.Error(), " in [1][1]") {
+		t.Errorf("got %v", err)
+	}
+}

@@ -3,6 +3,7 @@ package strictjson
 import (
 	"encoding/base64"
 	"fmt"
+	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
 )
@@ -15,9 +16,8 @@ func (p *parser) str() (string, error) {
 	for p.pos < len(p.data) {
 		switch c := p.data[p.pos]; {
 		case c == '"':
-			s := string(p.data[start:p.pos])
 			p.pos++
-			return s, nil
+			return p.text[start : p.pos-1], nil
 		case c == '\\':
 			return p.escaped(append([]byte(nil), p.data[start:p.pos]...))
 		case c < 0x20:
@@ -122,21 +122,20 @@ func (p *parser) hex4() (rune, error) {
 // base64.RawURLEncoding it refuses line breaks and stray bits, so that every
 // byte string has one encoding.
 func DecodeBase64URL(s string) ([]byte, error) {
-	for i := range len(s) {
-		if !isBase64URL(s[i]) {
+	// The decoder skips these two and nothing else.
+	for _, c := range []byte("\r\n") {
+		if i := strings.IndexByte(s, c); i >= 0 {
 			return nil, fmt.Errorf("%w: byte %d is outside the alphabet", ErrBase64, i)
 		}
 	}
-	out, err := base64.RawURLEncoding.Strict().DecodeString(s)
+	out, err := strictBase64URL.DecodeString(s)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrBase64, err)
 	}
 	return out, nil
 }
 
+var strictBase64URL = base64.RawURLEncoding.Strict()
+
 // EncodeBase64URL encodes without padding.
 func EncodeBase64URL(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
-
-func isBase64URL(c byte) bool {
-	return c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-' || c == '_'
-}
