@@ -261,18 +261,22 @@ func (s *Server) sign(ctx context.Context, a *agent, key *ecdsa.PublicKey, grade
 		if a.parent != nil {
 			event.Parent = a.parent.id.String()
 		}
-		if _, err := s.audit.Append(ctx, audit.Record{Event: event}); err != nil {
-			return err
-		}
 		spki, err := x509.MarshalPKIXPublicKey(key)
 		if err != nil {
 			return err
 		}
+		// Log and store wait for the disk at the same time. Nothing is signed before both are durable.
+		recorded := make(chan error, 1)
+		go func() {
+			_, err := s.audit.Append(ctx, audit.Record{Event: event})
+			recorded <- err
+		}()
 		s.mu.Lock()
 		rec := a.record(s.bootID)
 		s.mu.Unlock()
 		rec.Key, rec.Grade = spki, grade
-		return s.store.Save(ctx, rec)
+		err = s.store.Save(ctx, rec)
+		return errors.Join(<-recorded, err)
 	})
 }
 
