@@ -155,9 +155,9 @@ func (l *Log) submit(r Record, kept Digest) *Pending {
 		return failed(r.ID, err)
 	}
 	it.kept = kept
-	if !l.quota.take(r.Txn, userOf(r.Chain), len(it.tail), r.Type.owed()) {
+	if err := l.quota.take(r.Txn, userOf(r.Chain), len(it.tail), r.Type.owed()); err != nil {
 		l.count(countKey{"over_quota", r.Txn}, r.Chain)
-		return failed(r.ID, ErrOverQuota)
+		return failed(r.ID, err)
 	}
 	if err := l.queue.put(it); err != nil {
 		return failed(r.ID, err)

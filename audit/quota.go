@@ -103,10 +103,11 @@ func (q *quota) forgetUser() {
 	delete(q.users, least)
 }
 
-// take charges one record of n bytes to txn and to its user. Records that are owed are charged but never refused.
-func (q *quota) take(txn string, user owner, n int, owed bool) bool {
+// take charges one record of n bytes to txn and to its user, and says which of them has used up what it has. Records that are
+// owed are charged but never refused.
+func (q *quota) take(txn string, user owner, n int, owed bool) error {
 	if txn == "" {
-		return true
+		return nil
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -133,16 +134,16 @@ func (q *quota) take(txn string, user owner, n int, owed bool) bool {
 		b.user = user
 	}
 	if !q.share(user, n, now, owed) {
-		return false
+		return ErrOverShare
 	}
 	if owed {
 		// Going into debt would need negative tokens; using up what is there has the same effect on what follows.
 		b.records.AllowN(now, 1)
 		b.bytes.AllowN(now, min(n, q.cfg.ByteBurst))
-		return true
+		return nil
 	}
-	if b.records.TokensAt(now) < 1 || b.bytes.TokensAt(now) < float64(n) {
-		return false
+	if b.records.TokensAt(now) < 1 || b.bytes.TokensAt(now) < float64(n) || !b.records.AllowN(now, 1) || !b.bytes.AllowN(now, n) {
+		return ErrOverQuota
 	}
-	return b.records.AllowN(now, 1) && b.bytes.AllowN(now, n)
+	return nil
 }

@@ -86,8 +86,10 @@ var (
 	ErrStalled = errors.New("audit log has stalled: the disk takes no records")
 	// ErrClosed: the log was closed.
 	ErrClosed = errors.New("audit log is closed")
-	// ErrOverQuota: this chain used up its budget of records or bytes.
-	ErrOverQuota = errors.New("audit quota of this chain is used up; wait a moment")
+	// ErrOverQuota: this task used up its budget of records or bytes.
+	ErrOverQuota = errors.New("audit quota of this task is used up; wait a moment")
+	// ErrOverShare: this task's user used up what one user may fill of the disk. It is an ErrOverQuota, too.
+	ErrOverShare = fmt.Errorf("%w (what one user may fill of the log's disk in a day is full)", ErrOverQuota)
 	// ErrTooLarge: the record is larger than a record may be.
 	ErrTooLarge = errors.New("audit record is too large")
 	// ErrNoDecision: what would follow a decision has none that is open in the log, since that one was refused or has its outcome.

@@ -113,7 +113,7 @@ func TestOneUserCannotFillTheDisk(t *testing.T) {
 			r := allow(testChain("task-" + string(rune('a'+n%26))))
 			r.Event.(*audit.Decision).Effect, r.Event.(*audit.Decision).Class = audit.Refuse, "policy"
 			r.Event.(*audit.Decision).Statement = &audit.Text{Scrubbed: text, Bytes: len(text)}
-			if _, err := l.Append(context.Background(), r); errors.Is(err, audit.ErrOverQuota) {
+			if _, err := l.Append(context.Background(), r); errors.Is(err, audit.ErrOverShare) {
 				return bytes
 			} else if err != nil {
 				t.Fatal(err)

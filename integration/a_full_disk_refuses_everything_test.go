@@ -51,6 +51,9 @@ func TestAFullDiskRefusesEverything(t *testing.T) {
 		if got := changed(); got != fmt.Sprint(answers) {
 			t.Errorf("%s: %s changes at the target, %d answers before", when, got, answers)
 		}
+		if r := bob.SQL(t, testmesh.Nested, "SELECT 'leaked' FROM orders LIMIT 1;\n"); r.Code == 0 || strings.Contains(r.Stdout, "leaked") || !strings.Contains(r.Stderr, "record: none") {
+			t.Errorf("%s, a SELECT: %s", when, r)
+		}
 	}
 	refused("a new connection on a full disk")
 	m.SettledRecords(t, "proxy")

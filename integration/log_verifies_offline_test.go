@@ -87,6 +87,10 @@ func TestLogVerifiesOffline(t *testing.T) {
 			}
 			return r
 		}
+		stranger := testmesh.Exec(t, testmesh.Command{Args: []string{testmesh.Deputy(t), "audit", "keys", "fetch", "--keys", m.KeysFile()}})
+		if stranger.Code == 0 || !strings.Contains(stranger.Stderr, "--ca-file") {
+			t.Errorf("a provider with a certificate of its own CA: %s", stranger)
+		}
 		if r := verify(whole); !strings.Contains(r.Stdout, "keys that only the log holds") {
 			t.Errorf("it isn't said whose keys these are: %s", r)
 		}

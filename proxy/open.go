@@ -192,6 +192,9 @@ func asRefusal(err error) *Refusal {
 }
 
 func evidenceRefusal(err error) *Refusal {
+	if errors.Is(err, audit.ErrOverShare) {
+		return &Refusal{Class: ClassQuota, Reason: "this user's commands have filled his share of the log's disk; some of it comes back every hour, or ask the operator of this proxy", Err: err}
+	}
 	if errors.Is(err, audit.ErrOverQuota) {
 		return &Refusal{Class: ClassQuota, Reason: "this task has used up its budget of records; wait a moment", Err: err}
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -81,6 +82,9 @@ func auditKeysFetch(ctx context.Context, out io.Writer, list, ca string) error {
 			return err
 		}
 		if err := v.Fetch(ctx); err != nil {
+			if stranger := new(x509.UnknownAuthorityError); errors.As(err, stranger) {
+				return fmt.Errorf("fetching the keys of %s: %w; if a CA of your own signs its certificate, name it with --ca-file", p.Issuer, err)
+			}
 			return fmt.Errorf("fetching the keys of %s: %w", p.Issuer, err)
 		}
 		all, added, err := mergeKeys(p.Keys, document)

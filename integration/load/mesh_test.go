@@ -20,9 +20,9 @@ var depth3 = []string{"planner", "researcher", "worker"}
 const tmpfs = "/dev/shm"
 
 // usualLimits gives a role the size of files that it has outside tests. What runs for minutes at full speed is more than one task may
-// write for long, so that limit goes.
+// write for long, and one user, so these limits go.
 func usualLimits(config string) string {
-	const quota = "  quota: {records_per_second: 10000000, bytes_per_second: 200000000}\n"
+	const quota = "  quota: {records_per_second: 10000000, bytes_per_second: 200000000, disk_percent: 100}\n"
 	return strings.Replace(config, "  segment_bytes: 1048576\n", quota, 1)
 }
 
