@@ -19,6 +19,10 @@ const (
 	// spare is what a role that works may take beyond what it needs, so that collections are rare. A role's data is a few
 	// MiB: at Go's pace, as much again, a busy proxy collects fifteen times a second.
 	spare = 64 << 20
+	// busyWork is what a role that works allocates in a second at least. While what is in use grows, by steadyUse in a second, as
+	// when many connections open, collections come at Go's pace: what stays would lie scattered among what goes.
+	busyWork  = 16 << 20
+	steadyUse = 2 << 20
 )
 
 // paceMemory lets a role that works take some memory to save time, and an idle one return what it needed for a moment, such as
@@ -28,9 +32,11 @@ func paceMemory(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		tick := time.NewTicker(idleFor)
+		tick, second := time.NewTicker(idleFor), time.NewTicker(time.Second)
 		defer tick.Stop()
+		defer second.Stop()
 		var idle idleness
+		var pace pace
 		_, set := os.LookupEnv("GOGC")
 		for {
 			select {
@@ -38,13 +44,33 @@ func paceMemory(ctx context.Context) (stop func()) {
 				return
 			case <-tick.C:
 				idle.look()
+			case <-second.C:
 				if !set {
-					debug.SetGCPercent(gcPercent(read("/gc/heap/live:bytes")))
+					pace.look(read("/gc/heap/allocs:bytes"), read("/gc/heap/live:bytes"))
 				}
 			}
 		}
 	})
 	return func() { cancel(); wg.Wait() }
+}
+
+// pace remembers what had been allocated and what was in use a second ago, and what it set.
+type pace struct {
+	allocated, live uint64
+	percent         int
+}
+
+// look sets how much the heap may grow before the next collection.
+func (p *pace) look(allocated, live uint64) {
+	percent := 100
+	if allocated-p.allocated >= busyWork && live < p.live+steadyUse {
+		percent = gcPercent(live)
+	}
+	p.allocated, p.live = allocated, live
+	if percent != p.percent {
+		p.percent = percent
+		debug.SetGCPercent(percent)
+	}
 }
 
 // gcPercent is how much a heap with live bytes in use may grow before the next collection: by spare, as much again at least.
