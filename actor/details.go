@@ -169,6 +169,8 @@ func parseDetail(data []byte) (Detail, error) {
 	switch kind {
 	case postgresType:
 		return parsePostgres(data)
+	case sshType:
+		return parseSSH(data)
 	}
 	return nil, refuse(ClassDetails, "unknown type %q of authorization_details", kind)
 }

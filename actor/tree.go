@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // String is one line for people.
@@ -14,19 +16,39 @@ func (d PostgresDetail) String() string {
 	b.WriteString(strings.Join(d.Actions, ","))
 	fmt.Fprintf(&b, " on %s", orAny(d.Tables, "any table"))
 	fmt.Fprintf(&b, " in %s", orAny(d.Databases, "any database"))
+	fmt.Fprintf(&b, " of %s", targetNames(d.Locations))
+	if d.MaxRows > 0 {
+		fmt.Fprintf(&b, ", at most %d rows", d.MaxRows)
+	}
+	return b.String()
+}
+
+// String is one line for people.
+func (d SSHDetail) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s as %s", strings.Join(d.Actions, ","), orAny(d.Accounts, "any account"))
+	for _, l := range []struct {
+		name string
+		list []string
+	}{{"commands", d.Commands}, {"programs", d.Programs}, {"subsystems", d.Subsystems}, {"paths", d.Paths}, {"forwards", d.Forwards}} {
+		if l.list != nil {
+			fmt.Fprintf(&b, ", %s %q", l.name, l.list)
+		}
+	}
+	fmt.Fprintf(&b, " of %s", targetNames(d.Locations))
+	return b.String()
+}
+
+func targetNames(ids []spiffeid.ID) string {
 	var names []string
-	for _, l := range d.Locations {
+	for _, l := range ids {
 		name, err := TargetName(l)
 		if err != nil {
 			name = l.String()
 		}
 		names = append(names, name)
 	}
-	fmt.Fprintf(&b, " of %s", strings.Join(names, ","))
-	if d.MaxRows > 0 {
-		fmt.Fprintf(&b, ", at most %d rows", d.MaxRows)
-	}
-	return b.String()
+	return strings.Join(names, ",")
 }
 
 func orAny(list []string, all string) string {

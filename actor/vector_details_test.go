@@ -43,6 +43,8 @@ type vectorAction struct {
 	Type     string `json:"type"`
 	Target   string `json:"target"`
 	Verb     string `json:"verb"`
+	Account  string `json:"account,omitempty"` // these two of deputy_ssh
+	Object   string `json:"object,omitempty"`
 	Database string `json:"database,omitempty"`
 	Schema   string `json:"schema,omitempty"`
 	Table    string `json:"table,omitempty"`
@@ -70,6 +72,15 @@ func pg(actions, databases, tables []string, maxRows int) map[string]any {
 	return d
 }
 
+// sshCap makes one object out of pairs of a member and its list.
+func sshCap(actions []string, members ...any) map[string]any {
+	d := map[string]any{"type": "deputy_ssh", "locations": []string{target.String()}, "actions": actions}
+	for i := 0; i < len(members); i += 2 {
+		d[members[i].(string)] = members[i+1]
+	}
+	return d
+}
+
 type strs = []string
 
 func narrowingCases() []struct {
@@ -79,6 +90,9 @@ func narrowingCases() []struct {
 } {
 	wide := pg(strs{"select", "insert"}, nil, nil, 0)
 	tight := pg(strs{"select", "insert"}, strs{"a", "b"}, strs{"s.*", "*.t"}, 100)
+	anyHost := sshCap(strs{"exec", "subsystem", "forward", "sftp-read"})
+	host := sshCap(strs{"exec", "subsystem", "forward", "sftp-read"}, "accounts", strs{"web", "db"}, "commands", strs{"uptime", "df -h | head"},
+		"programs", strs{"git", "/usr/bin/rsync"}, "subsystems", strs{"netconf"}, "paths", strs{"/srv/*", "/etc/hosts"}, "forwards", strs{"db:5432", "/run/x.sock"})
 	with := func(m map[string]any, name string, v any) map[string]any {
 		out := map[string]any{}
 		for k, x := range m {
@@ -120,13 +134,43 @@ func narrowingCases() []struct {
 		{"max_rows greater", one(tight), one(with(tight, "max_rows", 101)), wider},
 		{"one object out of parts of two", []any{with(wide, "actions", strs{"select"}), with(wide, "actions", strs{"insert"})}, one(wide), wider},
 		{"a second object outside", one(tight), []any{tight, wide}, wider},
+
+		{"ssh: the same", one(host), one(host), ""},
+		{"ssh: constraints where there were none", one(anyHost), one(host), ""},
+		{"ssh: fewer of each", one(host), one(sshCap(strs{"exec"}, "accounts", strs{"web"}, "commands", strs{"uptime"}, "subsystems", strs{"netconf"}, "paths", strs{"/srv/x"}, "forwards", strs{"db:5432"})), ""},
+		{"ssh: a command of a program", one(host), one(with(host, "commands", strs{"git status"})), ""},
+		{"ssh: programs alone", one(host), one(with(host, "commands", nil)), ""},
+		{"ssh: a pattern below a pattern", one(host), one(with(host, "paths", strs{"/srv/a/b/*", "/srv/*"})), ""},
+		{"ssh: no constraint any more", one(host), one(anyHost), wider},
+		{"ssh: another action", one(host), one(with(host, "actions", strs{"shell"})), wider},
+		{"ssh: another target", one(host), one(with(host, "locations", strs{otherTarget.String()})), wider},
+		{"ssh: accounts missing", one(host), one(with(host, "accounts", nil)), wider},
+		{"ssh: another account", one(host), one(with(host, "accounts", strs{"root"})), wider},
+		{"ssh: commands and programs missing", one(host), one(with(with(host, "commands", nil), "programs", nil)), wider},
+		{"ssh: another command", one(host), one(with(host, "commands", strs{"uptime -p"})), wider},
+		{"ssh: a command of a program that isn't plain", one(host), one(with(host, "commands", strs{"git status; id"})), wider},
+		{"ssh: a program out of a command", one(host), one(with(host, "programs", strs{"uptime"})), wider},
+		{"ssh: another path to a program", one(host), one(with(host, "programs", strs{"/tmp/git"})), wider},
+		{"ssh: subsystems missing", one(host), one(with(host, "subsystems", nil)), wider},
+		{"ssh: paths missing", one(host), one(with(host, "paths", nil)), wider},
+		{"ssh: the folder above a pattern", one(host), one(with(host, "paths", strs{"/srv"})), wider},
+		{"ssh: a folder with the same beginning", one(host), one(with(host, "paths", strs{"/srvx/*"})), wider},
+		{"ssh: everything", one(host), one(with(host, "paths", strs{"/*"})), wider},
+		{"ssh: below an exact path", one(host), one(with(host, "paths", strs{"/etc/hosts/*"})), wider},
+		{"ssh: forwards missing", one(host), one(with(host, "forwards", nil)), wider},
+		{"ssh: another port", one(host), one(with(host, "forwards", strs{"db:543"})), wider},
+		{"ssh within postgres", one(wide), one(anyHost), wider},
+		{"postgres within ssh", one(anyHost), one(wide), wider},
 	}
 }
 
 func matchingCases() ([]namedDetails, []namedAction) {
 	details := func(name string, d ...any) namedDetails { return namedDetails{name, must(json.Marshal(d))} }
 	act := func(name, verb, db, schema, table string) namedAction {
-		return namedAction{name, vectorAction{"deputy_postgres", target.String(), verb, db, schema, table}}
+		return namedAction{name, vectorAction{Type: "deputy_postgres", Target: target.String(), Verb: verb, Database: db, Schema: schema, Table: table}}
+	}
+	ssh := func(name, verb, account, object string) namedAction {
+		return namedAction{name, vectorAction{Type: "deputy_ssh", Target: target.String(), Verb: verb, Account: account, Object: object}}
 	}
 	elsewhere := act("select elsewhere", "select", "orders", "sales", "orders")
 	elsewhere.Action.Target = otherTarget.String()
@@ -138,6 +182,10 @@ func matchingCases() ([]namedDetails, []namedAction) {
 			details("schema changes", pg(strs{"ddl", "admin", "truncate", "copy", "lock", "listen"}, strs{"orders"}, nil, 0)),
 			details("two objects, two limits", pg(strs{"select"}, strs{"orders"}, strs{"sales.*"}, 10), pg(strs{"select"}, strs{"orders"}, strs{"sales.orders"}, 1000)),
 			details("two objects, one without a limit", pg(strs{"select"}, strs{"orders"}, strs{"*.*"}, 10), pg(strs{"select"}, strs{"orders"}, strs{"sales.orders"}, 0)),
+			details("any command", sshCap(strs{"exec", "shell", "subsystem"})),
+			details("some commands", sshCap(strs{"exec", "shell", "subsystem"}, "accounts", strs{"web"}, "commands", strs{"uptime", "df -h | head"}, "programs", strs{"git"})),
+			details("files", sshCap(strs{"sftp-read", "sftp-list"}, "accounts", strs{"web"}, "paths", strs{"/srv/*", "/etc/hosts"})),
+			details("ways through", sshCap(strs{"forward", "subsystem"}, "forwards", strs{"db:5432", "/run/x.sock"}, "subsystems", strs{"netconf"})),
 		}, []namedAction{
 			act("select sales.orders", "select", "orders", "sales", "orders"),
 			act("select sales.items", "select", "orders", "sales", "items"),
@@ -166,10 +214,43 @@ func matchingCases() ([]namedDetails, []namedAction) {
 			act("unknown verb", "explode", "orders", "sales", "orders"),
 			act("no database", "select", "", "sales", "orders"),
 			act("table without schema", "select", "orders", "", "orders"),
+			ssh("exec uptime", "exec", "web", "uptime"),
+			ssh("exec uptime as root", "exec", "root", "uptime"),
+			ssh("exec uptime with an argument", "exec", "web", "uptime -p"),
+			ssh("exec a pipeline", "exec", "web", "df -h | head"),
+			ssh("exec git", "exec", "web", "git log --max-count=1"),
+			ssh("exec git and more", "exec", "web", "git log; id"),
+			ssh("exec git in a substitution", "exec", "web", "git log $(id)"),
+			ssh("exec git on a second line", "exec", "web", "git log\nid"),
+			ssh("exec another git", "exec", "web", "/tmp/git log"),
+			ssh("exec git with two spaces", "exec", "web", "git  log"),
+			ssh("exec git with a variable", "exec", "web", "X=1 git log"),
+			ssh("exec nothing", "exec", "web", ""),
+			ssh("exec without an account", "exec", "", "uptime"),
+			ssh("shell", "shell", "web", ""),
+			ssh("shell with a command", "shell", "web", "uptime"),
+			ssh("subsystem netconf", "subsystem", "web", "netconf"),
+			ssh("subsystem other", "subsystem", "web", "other"),
+			ssh("read below", "sftp-read", "web", "/srv/a/b"),
+			ssh("read the folder itself", "sftp-read", "web", "/srv"),
+			ssh("read an exact path", "sftp-read", "web", "/etc/hosts"),
+			ssh("read below an exact path", "sftp-read", "web", "/etc/hosts/x"),
+			ssh("read out of the folder", "sftp-read", "web", "/srv/../etc/shadow"),
+			ssh("read with a double slash", "sftp-read", "web", "/srv//x"),
+			ssh("read a relative path", "sftp-read", "web", "srv/x"),
+			ssh("read what is called *", "sftp-read", "web", "/srv/*"),
+			ssh("write below", "sftp-write", "web", "/srv/a"),
+			ssh("forward to db", "forward", "web", "db:5432"),
+			ssh("forward to another port", "forward", "web", "db:22"),
+			ssh("forward to a socket", "forward", "web", "/run/x.sock"),
+			ssh("unknown ssh verb", "explode", "web", "x"),
 		}
 }
 
 func (a vectorAction) action() actor.Action {
+	if a.Type == "deputy_ssh" {
+		return actor.SSHAction{Target: must(spiffeid.FromString(a.Target)), Verb: a.Verb, Account: a.Account, Object: a.Object}
+	}
 	return actor.PostgresAction{Target: must(spiffeid.FromString(a.Target)), Verb: a.Verb, Database: a.Database, Schema: a.Schema, Table: a.Table}
 }
 
@@ -218,6 +299,11 @@ var inside = map[string]string{
 	"orders in any schema":    "select sales.orders|select hr.orders|select in other case|select without a table|delete sales.orders",
 	"schema changes":          "truncate sales.orders|copy sales.orders|lock sales.orders|ddl on sales.orders|ddl on the schema sales|ddl on the database|admin of the database|listen",
 	"two objects, two limits": "select sales.orders|select sales.items|select without a table|select of a dotted name|select of a table called *",
+	"any command": "exec uptime|exec uptime as root|exec uptime with an argument|exec a pipeline|exec git|exec git and more|exec git in a substitution|" +
+		"exec git on a second line|exec another git|exec git with two spaces|exec git with a variable|shell|subsystem netconf|subsystem other",
+	"some commands": "exec uptime|exec a pipeline|exec git",
+	"files":         "read below|read an exact path|read what is called *",
+	"ways through":  "forward to db|forward to a socket|subsystem netconf",
 	"two objects, one without a limit": "select sales.orders|select sales.items|select hr.orders|select without a table|" +
 		"select in other case|select of a dotted name|select of a table called *",
 }

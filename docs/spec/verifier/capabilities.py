@@ -6,6 +6,7 @@ import ids
 from refusal import Refused, demand
 from strictjson import array_of, integer, object_of, string
 
+SSH_VERBS = ("exec shell subsystem forward sftp-read sftp-write sftp-list sftp-stat sftp-rename sftp-remove sftp-setstat sftp-link").split()
 VERBS = "select insert update delete truncate ddl admin call set copy lock listen".split()
 _NO_IDENTIFIER = re.compile('[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff.*"]')
 
@@ -44,7 +45,76 @@ def _read_postgres(value):
     return c
 
 
-_READERS = {"deputy_postgres": _read_postgres}
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+_FIRST = re.compile(r"[A-Za-z0-9_./:@+,-]+")
+_WORD = re.compile(r"[A-Za-z0-9_./:@+,%-][A-Za-z0-9_./:@+,=%-]*")
+
+
+def program(command):
+    """The first word of a plain command, or None."""
+    words = command.split(" ")
+    if len(command.encode()) > 65536 or not _FIRST.fullmatch(words[0]) or not all(_WORD.fullmatch(w) for w in words[1:]):
+        return None
+    return words[0]
+
+
+def _command(entry):
+    return 1 <= len(entry.encode()) <= 4096 and not _CONTROL.search(entry)
+
+
+def _program(entry):
+    return len(entry.encode()) <= 256 and program(entry) == entry
+
+
+def _account(entry):
+    return re.fullmatch(r"[A-Za-z0-9._][A-Za-z0-9._-]{0,63}", entry) is not None
+
+
+def _subsystem(entry):
+    return re.fullmatch(r"[A-Za-z0-9.@_-]{1,64}", entry) is not None
+
+
+def _path(entry):
+    if entry == "/":
+        return True
+    if not entry.startswith("/") or len(entry.encode()) > 4096 or _CONTROL.search(entry):
+        return False
+    return not any(s in ("", ".", "..") for s in entry[1:].split("/"))
+
+
+def _path_pattern(entry):
+    return len(entry.encode()) <= 1024 and _path(entry) and "*" not in entry.removesuffix("/*")
+
+
+def _forward(entry):
+    if entry.startswith("/"):
+        return _path(entry)
+    m = re.fullmatch(r"([a-z0-9.-]{1,253}|\[[a-z0-9:.]{1,253}\]):([1-9][0-9]{0,4})", entry)
+    return m is not None and int(m[2]) <= 65535
+
+
+_SSH_LISTS = {
+    "accounts": _account,
+    "commands": _command,
+    "programs": _program,
+    "subsystems": _subsystem,
+    "paths": _path_pattern,
+    "forwards": _forward,
+}
+_ssh = object_of({"type": string, "locations": _strings, "actions": _strings}, {name: _strings for name in _SSH_LISTS})
+
+
+def _read_ssh(value):
+    c = _ssh(value)
+    _list(c["locations"], ids.is_target)
+    _list(c["actions"], SSH_VERBS.__contains__)
+    for name, good in _SSH_LISTS.items():
+        if name in c:
+            _list(c[name], good)
+    return c
+
+
+_READERS = {"deputy_postgres": _read_postgres, "deputy_ssh": _read_ssh}
 
 
 def _read_one(value):
@@ -76,6 +146,8 @@ def _one_within(c, p):
     for name in ("locations", "actions"):
         if not set(c[name]) <= set(p[name]):
             return False
+    if c["type"] == "deputy_ssh":
+        return _ssh_within(c, p)
     if "databases" in p and not ("databases" in c and set(c["databases"]) <= set(p["databases"])):
         return False
     if "tables" in p:
@@ -87,6 +159,30 @@ def _one_within(c, p):
     return "max_rows" not in p or ("max_rows" in c and c["max_rows"] <= p["max_rows"])
 
 
+def _bounded(c):
+    return "commands" in c or "programs" in c
+
+
+def _runs(c, command):
+    return command in c.get("commands", []) or program(command) in c.get("programs", [])
+
+
+def _lies(paths, path):
+    return any(p == path or (p.endswith("/*") and len(path) >= len(p) and path.startswith(p[:-1])) for p in paths)
+
+
+def _ssh_within(c, p):
+    for name in ("accounts", "subsystems", "forwards"):
+        if name in p and not (name in c and set(c[name]) <= set(p[name])):
+            return False
+    if _bounded(p):
+        if not _bounded(c) or not all(_runs(p, command) for command in c.get("commands", [])):
+            return False
+        if not set(c.get("programs", [])) <= set(p.get("programs", [])):
+            return False
+    return "paths" not in p or ("paths" in c and all(_lies(p["paths"], entry) for entry in c["paths"]))
+
+
 def within(details, parents):
     return all(any(_one_within(d, p) for p in parents) for d in details)
 
@@ -96,7 +192,28 @@ def narrow(details, parents, cls="details.wider"):
         raise Refused(cls, "more than the statement before allows")
 
 
+def _ssh_matches(c, action):
+    verb, account, what = action["verb"], action.get("account", ""), action.get("object", "")
+    if action["target"] not in c["locations"] or verb not in c["actions"]:
+        return False
+    if not account or account not in c.get("accounts", [account]):
+        return False
+    if (what == "") != (verb == "shell"):
+        return False
+    if verb == "exec":
+        return not _bounded(c) or _runs(c, what)
+    if verb == "shell":
+        return not _bounded(c)
+    if verb == "subsystem":
+        return not _bounded(c) and what in c.get("subsystems", [what])
+    if verb == "forward":
+        return what in c.get("forwards", [what])
+    return _path(what) and _lies(c.get("paths", [what]), what)
+
+
 def _one_matches(c, action):
+    if c["type"] == "deputy_ssh":
+        return _ssh_matches(c, action)
     schema, table = action.get("schema", ""), action.get("table", "")
     if action["target"] not in c["locations"] or action["verb"] not in c["actions"]:
         return False
