@@ -55,7 +55,7 @@ func (s *Set) lintEntity(uid types.EntityUID) string {
 			}
 		}
 		return fmt.Sprintf("%s: no target of the set stands in that group", uid)
-	case typeDatabase, typeTable, typeFunction, typeSetting, typeChannel:
+	case typeDatabase, typeTable, typeFunction, typeSetting, typeChannel, typeAccount, typeExec, typeSubsystem, typePath, typeForward:
 		r, err := parseResource(uid)
 		if err != nil {
 			return err.Error()
@@ -100,7 +100,7 @@ func (s *Set) lintEquality(a, b ast.IsNode) string {
 	case "principal":
 		possible = uid.Type == typeUser
 	case "resource":
-		possible = slices.Contains([]types.EntityType{typeDatabase, typeTable, typeFunction, typeSetting, typeChannel}, uid.Type)
+		possible = slices.Contains([]types.EntityType{typeDatabase, typeTable, typeFunction, typeSetting, typeChannel, typeAccount, typeExec, typeSubsystem, typePath, typeForward}, uid.Type)
 	}
 	if possible {
 		return ""

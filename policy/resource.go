@@ -20,17 +20,26 @@ const (
 	KindFunction Kind = "function"
 	KindSetting  Kind = "setting"
 	KindChannel  Kind = "channel"
+
+	// These stand in an account at a host, not in a database; see ssh.go.
+	KindAccount   Kind = "account"
+	KindExec      Kind = "exec"
+	KindSubsystem Kind = "subsystem"
+	KindPath      Kind = "path"
+	KindForward   Kind = "forward"
 )
 
 // maxName bounds one name of a resource, in bytes. PostgreSQL's own limit is 63.
 const maxName = 256
 
 // Resource is the object of a request. Names are as the target's catalogue spells them, unquoted;
-// Schema is used by tables and functions only, Name by everything but databases.
+// Schema is used by tables and functions only, Name by everything but databases and accounts. What stands in
+// an account has no database, and what stands in a database no account.
 type Resource struct {
 	Kind     Kind   `json:"kind"`
 	Target   string `json:"target"`
 	Database string `json:"database"`
+	Account  string `json:"account,omitempty"`
 	Schema   string `json:"schema,omitempty"`
 	Name     string `json:"name,omitempty"`
 }
@@ -64,6 +73,9 @@ func Channel(target, database, name string) Resource {
 // In names, the characters '/', '.' and '%' are percent-encoded (in database names '.' stays), so that
 // two different objects never share an id.
 func (r Resource) ID() string {
+	if r.onHost() {
+		return r.hostID()
+	}
 	id := escape(r.Target, false) + "/" + escape(r.Database, false)
 	switch r.Kind {
 	case KindTable, KindFunction:
@@ -77,6 +89,9 @@ func (r Resource) ID() string {
 
 // String is the resource for people: `table "public"."orders" in orders-db/shop`.
 func (r Resource) String() string {
+	if r.onHost() {
+		return r.hostString()
+	}
 	place := r.Target + "/" + r.Database
 	switch r.Kind {
 	case KindTable, KindFunction:
@@ -89,6 +104,12 @@ func (r Resource) String() string {
 }
 
 func (r Resource) check() error {
+	if r.onHost() {
+		return r.checkHost()
+	}
+	if r.Account != "" {
+		return fmt.Errorf("a %s stands in a database, not in an account", r.Kind)
+	}
 	names := []string{r.Target, r.Database}
 	switch r.Kind {
 	case KindDatabase:
@@ -116,6 +137,8 @@ func (r Resource) check() error {
 func (r Resource) uid() types.EntityUID {
 	t := typeDatabase
 	switch r.Kind {
+	case KindAccount, KindExec, KindSubsystem, KindPath, KindForward:
+		t = hostTypes[r.Kind]
 	case KindTable:
 		t = typeTable
 	case KindFunction:
@@ -130,6 +153,10 @@ func (r Resource) uid() types.EntityUID {
 
 // entities adds the resource and the database it stands in; the target and its groups come from the set.
 func (r Resource) entities(into types.EntityMap) {
+	if r.onHost() {
+		r.hostEntities(into)
+		return
+	}
 	db := Database(r.Target, r.Database)
 	target := types.NewEntityUID(typeTarget, types.String(r.Target))
 	into[db.uid()] = types.Entity{
@@ -180,6 +207,9 @@ func (c *resources) of(r Resource) (object, error) {
 	}
 	o = object{r.uid(), make(types.EntityMap, 2)}
 	r.entities(o.entities)
+	if len(r.Name) > maxName {
+		return o, nil // a command may be long; those that are aren't asked for again and again
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.seen == nil || len(c.seen) >= maxResources {
@@ -204,7 +234,7 @@ func parseResource(uid types.EntityUID) (Resource, error) {
 	case typeChannel:
 		r.Kind = KindChannel
 	default:
-		return Resource{}, fmt.Errorf("%s is not a resource type", uid.Type)
+		return parseHostResource(uid)
 	}
 	want := map[Kind]string{
 		KindDatabase: "<target>/<database>",

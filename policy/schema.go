@@ -32,6 +32,11 @@ const (
 	typeFunction    types.EntityType = "Deputy::Function"
 	typeSetting     types.EntityType = "Deputy::Setting"
 	typeChannel     types.EntityType = "Deputy::Channel"
+	typeAccount     types.EntityType = "Deputy::Account"
+	typeExec        types.EntityType = "Deputy::Exec"
+	typeSubsystem   types.EntityType = "Deputy::Subsystem"
+	typePath        types.EntityType = "Deputy::Path"
+	typeForward     types.EntityType = "Deputy::Forward"
 	typeGrade       types.EntityType = "Deputy::Grade"
 	typeEvidence    types.EntityType = "Deputy::Evidence"
 )

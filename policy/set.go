@@ -185,6 +185,9 @@ func (s *Set) request(r Request) (cedar.Request, types.EntityGetter, error) {
 	if r.Command.Database != r.Resource.Database {
 		return cedar.Request{}, nil, fmt.Errorf("the command runs in database %q, its object is in %q", r.Command.Database, r.Resource.Database)
 	}
+	if r.Resource.onHost() && r.Command.Account != r.Resource.Account {
+		return cedar.Request{}, nil, fmt.Errorf("the command runs as %q, its object is one of %q", r.Command.Account, r.Resource.Account)
+	}
 	return cedar.Request{
 		Principal: r.Subject.principal,
 		Action:    action,

@@ -35,7 +35,7 @@ type Source struct {
 
 // Target is what policies know of a target.
 type Target struct {
-	// Kind is the engine: "postgres".
+	// Kind is the engine: "postgres" or "ssh".
 	Kind string
 	// Groups are the Deputy::TargetGroup entities that the target stands in.
 	Groups []string
@@ -44,7 +44,7 @@ type Target struct {
 var (
 	targetPattern = regexp.MustCompile(`^[a-z][a-z0-9-]{0,62}$`)
 	filePattern   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.cedar$`)
-	kinds         = []string{"postgres"}
+	kinds         = []string{"postgres", "ssh"}
 )
 
 // check refuses a source whose frame is wrong; the texts are compiled later.
@@ -85,7 +85,7 @@ func (s Source) check() error {
 			fail("targets: %q is no target name (lower-case letters, digits and '-', a letter first)", name)
 		}
 		if !slices.Contains(kinds, t.Kind) {
-			fail("targets: %s: kind %q is not known; known is %s", name, t.Kind, strings.Join(kinds, ", "))
+			fail("targets: %s: kind %q is not known; known are %s", name, t.Kind, strings.Join(kinds, ", "))
 		}
 		if len(t.Groups) > maxGroups {
 			fail("targets: %s: %d groups; at most %d", name, len(t.Groups), maxGroups)
