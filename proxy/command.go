@@ -3,6 +3,7 @@ package proxy
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/deputymesh/deputy/actor"
@@ -44,9 +45,14 @@ type Op struct {
 	Exact bool
 }
 
-// VerbConnect opens a session with a database account, and is the verb of transaction control. No
-// authorization_details name it: whoever may do anything in a database may connect to it.
-const VerbConnect = "connect"
+// Verbs that no authorization_details name.
+const (
+	// VerbConnect opens a session with an account at the target, and is the verb of transaction control: whoever
+	// may do anything in a database, or as an account at a host, may connect to it.
+	VerbConnect = "connect"
+	// VerbSFTP opens the subsystem sftp: whoever may do anything with an account's files may open it.
+	VerbSFTP = "sftp"
+)
 
 const maxOps = 512
 
@@ -65,21 +71,43 @@ func (c Command) check(target, database string) error {
 		if op.Resource.Target != target || op.Resource.Database != c.Database {
 			return fmt.Errorf("%s is not in database %q of target %q", op.Resource, c.Database, target)
 		}
-		a, ok := op.Action.(actor.PostgresAction)
-		if !ok {
-			return fmt.Errorf("an action of type %T has no rule here", op.Action)
+		var err error
+		switch a := op.Action.(type) {
+		case actor.PostgresAction:
+			err = checkPostgres(a, op.Resource, target)
+		case actor.SSHAction:
+			err = checkSSH(a, op.Resource, target, c.Account)
+		default:
+			err = fmt.Errorf("an action of type %T has no rule here", op.Action)
 		}
-		if name, err := actor.TargetName(a.Target); err != nil || name != target || a.Database != op.Resource.Database {
-			return fmt.Errorf("%s names another target or database than its resource", a.Name())
+		if err != nil {
+			return err
 		}
-		same := a.Schema == op.Resource.Schema && a.Table == op.Resource.Name
-		switch op.Resource.Kind {
-		case policy.KindDatabase, policy.KindSetting, policy.KindChannel:
-			same = a.Schema == "" && a.Table == ""
-		}
-		if !same {
-			return fmt.Errorf("%s is about another object than %s", a.Name(), op.Resource)
-		}
+	}
+	return nil
+}
+
+func checkPostgres(a actor.PostgresAction, r policy.Resource, target string) error {
+	if name, err := actor.TargetName(a.Target); err != nil || name != target || a.Database != r.Database {
+		return fmt.Errorf("%s names another target or database than its resource", a.Name())
+	}
+	same := a.Schema == r.Schema && a.Table == r.Name
+	switch r.Kind {
+	case policy.KindDatabase, policy.KindSetting, policy.KindChannel:
+		same = a.Schema == "" && a.Table == ""
+	}
+	if !same {
+		return fmt.Errorf("%s is about another object than %s", a.Name(), r)
+	}
+	return nil
+}
+
+func checkSSH(a actor.SSHAction, r policy.Resource, target, account string) error {
+	if name, err := actor.TargetName(a.Target); err != nil || name != target || a.Account != account || r.Account != account {
+		return fmt.Errorf("%s names another target or account than its resource", a.Name())
+	}
+	if a.Object != r.Name {
+		return fmt.Errorf("%s is about another object than %s", a.Name(), r)
 	}
 	return nil
 }
@@ -100,25 +128,39 @@ func (c Command) match(details actor.Details) (actor.Limits, error) {
 }
 
 func matchOp(op Op, details actor.Details) (actor.Limits, error) {
-	a, ok := op.Action.(actor.PostgresAction)
-	if !ok || a.Verb != VerbConnect {
-		return details.Match(op.Action)
+	switch a := op.Action.(type) {
+	case actor.PostgresAction:
+		if a.Verb == VerbConnect {
+			return actor.Limits{}, reachesDatabase(a, details)
+		}
+	case actor.SSHAction:
+		if a.Verb == VerbConnect || a.Verb == VerbSFTP {
+			return actor.Limits{}, reachesAccount(a, details)
+		}
 	}
+	return details.Match(op.Action)
+}
+
+func reachesDatabase(a actor.PostgresAction, details actor.Details) error {
 	for _, d := range details.ForTarget(a.Target) {
 		pg, ok := d.(actor.PostgresDetail)
-		if !ok {
-			continue
-		}
-		if pg.Databases == nil {
-			return actor.Limits{}, nil
-		}
-		for _, db := range pg.Databases {
-			if db == a.Database {
-				return actor.Limits{}, nil
-			}
+		if ok && (pg.Databases == nil || slices.Contains(pg.Databases, a.Database)) {
+			return nil
 		}
 	}
-	return actor.Limits{}, errors.New("nothing in the credential speaks of this database")
+	return errors.New("nothing in the credential speaks of this database")
+}
+
+func reachesAccount(a actor.SSHAction, details actor.Details) error {
+	for _, d := range details.ForTarget(a.Target) {
+		if host, ok := d.(actor.SSHDetail); ok && host.Reaches(a.Account, a.Verb == VerbSFTP) == nil {
+			return nil
+		}
+	}
+	if a.Verb == VerbSFTP {
+		return errors.New("nothing in the credential speaks of this account's files")
+	}
+	return errors.New("nothing in the credential speaks of this account")
 }
 
 // actions is the distinct actions, for the record.
@@ -143,6 +185,16 @@ func (c Command) objects() []audit.Object {
 		case policy.KindTable, policy.KindFunction:
 			name = op.Resource.Schema + "." + op.Resource.Name
 		case policy.KindSetting, policy.KindChannel:
+			name = op.Resource.Name
+		case policy.KindAccount:
+			name = op.Resource.Account
+		case policy.KindExec:
+			// The whole text is the record's statement, and not there where a policy wants digests only.
+			var plain bool
+			if name, plain = actor.Program(op.Resource.Name); !plain {
+				name = "…"
+			}
+		case policy.KindSubsystem, policy.KindPath, policy.KindForward:
 			name = op.Resource.Name
 		}
 		out = append(out, audit.Object{Kind: string(op.Resource.Kind), Name: name, Columns: op.Columns, Write: op.Write})
