@@ -76,10 +76,10 @@ var roles = []string{"issuer", "broker", "proxy", "console"}
 // testOnly packages are imported by tests alone, or by other testOnly packages.
 var testOnly = []string{"internal/testca", "internal/testmesh", "internal/testpg", "audit/audittest", "broker/storetest"}
 
-var engines = []string{"proxy/postgres"}
+var engines = []string{"proxy/postgres", "proxy/sshd"}
 
 // engineMayImport lists what is made for engines, beside their own folder.
-var engineMayImport = []string{"proxy", "actor", "policy", "audit", "internal/target", "internal/mask", "internal/sqlparse"}
+var engineMayImport = []string{"proxy", "actor", "policy", "audit", "internal/target", "internal/mask", "internal/sqlparse", "proxy/internal/lobby"}
 
 func TestImportDirections(t *testing.T) {
 	for _, p := range list(t) {

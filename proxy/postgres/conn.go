@@ -15,10 +15,11 @@ import (
 	"github.com/deputymesh/deputy/internal/sqlparse"
 	"github.com/deputymesh/deputy/policy"
 	"github.com/deputymesh/deputy/proxy"
+	"github.com/deputymesh/deputy/proxy/internal/lobby"
 )
 
 // serve takes one connection from its first byte to its end.
-func (e *Engine) serve(ctx context.Context, conn net.Conn, waiting *guest) {
+func (e *Engine) serve(ctx context.Context, conn net.Conn, waiting *lobby.Guest) {
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		_ = tcp.SetKeepAlivePeriod(30 * time.Second)
 	}
@@ -38,7 +39,7 @@ func (e *Engine) serve(ctx context.Context, conn net.Conn, waiting *guest) {
 }
 
 // greet brings a connection to its session; nil if it doesn't come to that, and then the peer knows why.
-func (e *Engine) greet(ctx context.Context, conn net.Conn, waiting *guest) *session {
+func (e *Engine) greet(ctx context.Context, conn net.Conn, waiting *lobby.Guest) *session {
 	// A shutdown doesn't wait for peers that haven't said anything yet.
 	early, started := context.WithCancel(ctx)
 	stop := context.AfterFunc(early, func() {
@@ -57,7 +58,7 @@ func (e *Engine) greet(ctx context.Context, conn net.Conn, waiting *guest) *sess
 	if secured == nil {
 		return nil // it was a plain cancel
 	}
-	if e.room.recognise(waiting, peerID(secured)) {
+	if e.room.Recognise(waiting, peerID(secured)) {
 		e.cfg.Core.Count("too_many_waiting")
 	}
 	e.nextStep(early, conn)
@@ -214,15 +215,15 @@ type greeting struct {
 	out  *sink
 	in   *frames
 	// waiting is its place until the credential is there.
-	waiting *guest
+	waiting *lobby.Guest
 }
 
 // admit takes the place of a session. The credential is there, if not verified yet.
 func (g *greeting) admit(ctx context.Context) error {
-	g.e.room.leave(g.waiting)
+	g.e.room.Leave(g.waiting)
 	select {
 	case g.e.slots <- struct{}{}:
-		g.waiting.slot = true
+		g.waiting.Slot = true
 	default:
 		g.e.cfg.Core.Count("too_many_connections")
 		return &fault{code: codeTooMany, message: "this proxy has as many connections to the target as it may", hint: "Close some, or try again in a moment."}
@@ -232,8 +233,8 @@ func (g *greeting) admit(ctx context.Context) error {
 }
 
 // release gives the place of a session back.
-func (e *Engine) release(g *guest) {
-	if g.slot {
+func (e *Engine) release(g *lobby.Guest) {
+	if g.Slot {
 		<-e.slots
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/deputymesh/deputy/internal/sqlparse"
+	"github.com/deputymesh/deputy/proxy/internal/lobby"
 )
 
 // Defaults of [Config].
@@ -101,7 +102,7 @@ type Engine struct {
 	name     string // the target's name
 	catalogs map[string]*catalog
 	cancels  cancelTable
-	room     room
+	room     lobby.Room
 	slots    chan struct{} // of sessions
 	buffers  buffers
 }
@@ -230,13 +231,13 @@ func (e *Engine) Serve(ctx context.Context, l net.Listener) error {
 			continue
 		}
 		pause = 0
-		g, full := e.room.enter(conn)
+		g, full := e.room.Enter(conn)
 		if full {
 			e.cfg.Core.Count("too_many_waiting")
 		}
 		wg.Go(func() {
 			defer conn.Close()
-			defer e.room.leave(g)
+			defer e.room.Leave(g)
 			e.serve(ctx, conn, g)
 		})
 	}

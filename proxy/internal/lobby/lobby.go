@@ -1,4 +1,6 @@
-package postgres
+// Package lobby is where connections wait until their agents have shown a credential. It has places of its own, so that whoever
+// has no credential takes no session's.
+package lobby
 
 import (
 	"container/list"
@@ -12,33 +14,35 @@ const (
 	maxOfOne     = 128 // of one agent: a pool may open all of its connections at once
 )
 
-// room is where connections wait until their agents have shown a credential. It has places of its own, so that whoever has no
-// credential takes no session's. When it is full the oldest has to go: an honest agent stays for milliseconds, so it is the
-// others' that grow old. Strangers never push out whoever has shown an SVID, nor does one agent another.
-type room struct {
+// Room holds the connections of one engine. When it is full the oldest has to go: an honest agent stays for milliseconds, so it is
+// the others' that grow old. Strangers never push out whoever has shown an SVID, nor does one agent another. The zero value is ready
+// for use.
+type Room struct {
 	mu        sync.Mutex // guards what follows
-	strangers list.List  // of *guest, oldest first
+	strangers list.List  // of *Guest, oldest first
 	agents    map[string]*list.List
 }
 
-type guest struct {
+// Guest is one connection.
+type Guest struct {
 	conn  net.Conn
 	agent string     // "" for a stranger
 	place *list.List // nil when it has left
 	at    *list.Element
-	slot  bool // it has the place of a session; for its own goroutine
+	// Slot says that it has the place of a session; for its own goroutine.
+	Slot bool
 }
 
-// enter lets a connection in; it reports whether another one had to go.
-func (r *room) enter(conn net.Conn) (g *guest, full bool) {
+// Enter lets a connection in; it reports whether another one had to go.
+func (r *Room) Enter(conn net.Conn) (g *Guest, full bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	g = &guest{conn: conn}
+	g = &Guest{conn: conn}
 	return g, r.seat(g, &r.strangers, maxStrangers)
 }
 
-// recognise is called when a connection has shown the SVID of an agent. It reports whether another one had to go.
-func (r *room) recognise(g *guest, agent string) (full bool) {
+// Recognise is called when a connection has shown the SVID of an agent. It reports whether another one had to go.
+func (r *Room) Recognise(g *Guest, agent string) (full bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if g.place == nil {
@@ -55,17 +59,17 @@ func (r *room) recognise(g *guest, agent string) (full bool) {
 	return r.seat(g, r.agents[agent], maxOfOne)
 }
 
-// leave is called when a connection has a session, or ends.
-func (r *room) leave(g *guest) {
+// Leave is called when a connection has a session, or ends.
+func (r *Room) Leave(g *Guest) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.drop(g)
 }
 
 // seat needs the lock.
-func (r *room) seat(g *guest, in *list.List, most int) (full bool) {
+func (r *Room) seat(g *Guest, in *list.List, most int) (full bool) {
 	if full = in.Len() >= most; full {
-		oldest, _ := in.Front().Value.(*guest)
+		oldest, _ := in.Front().Value.(*Guest)
 		r.drop(oldest)
 		_ = oldest.conn.Close()
 	}
@@ -77,7 +81,7 @@ func (r *room) seat(g *guest, in *list.List, most int) (full bool) {
 }
 
 // drop needs the lock.
-func (r *room) drop(g *guest) {
+func (r *Room) drop(g *Guest) {
 	if g.place == nil {
 		return
 	}
