@@ -1,0 +1,211 @@
+package sshd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/deputymesh/deputy/proxy"
+)
+
+// When a session ends that neither side ended, what it runs is asked to end, then ended, then cut off.
+const (
+	killAfter  = 150 * time.Millisecond
+	closeAfter = 350 * time.Millisecond
+)
+
+// connection is one agent's connection with its own connection to the target.
+type connection struct {
+	e        *Engine
+	core     Session
+	client   ssh.Conn
+	channels <-chan ssh.NewChannel
+	requests <-chan *ssh.Request
+	up       *upstream
+	account  string
+	log      *slog.Logger
+
+	mu      sync.Mutex
+	open    int // guarded by mu: channels
+	closed  bool
+	noMore  bool // the agent said that it wants no more sessions
+	running map[*program]struct{}
+	tasks   sync.WaitGroup
+}
+
+func newConnection(g *greeting, client ssh.Conn, channels <-chan ssh.NewChannel, requests <-chan *ssh.Request) *connection {
+	return &connection{
+		e: g.e, core: g.core, client: client, channels: channels, requests: requests, up: g.up, account: g.account.Name,
+		log:     g.e.cfg.Logger.With("session", g.core.ID(), "target", g.e.name),
+		running: map[*program]struct{}{},
+	}
+}
+
+// run relays until one side ends, then ends the other. It returns why, for the record.
+func (c *connection) run(ctx context.Context) (reason, detail string) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer c.tasks.Wait()
+	defer cancel()
+	clientGone, upGone := make(chan error, 1), make(chan error, 1)
+	c.tasks.Go(func() { clientGone <- c.client.Wait() })
+	c.tasks.Go(func() { upGone <- c.up.conn.Wait() })
+	c.tasks.Go(func() { c.serveRequests(ctx) })
+	c.tasks.Go(func() { c.serveChannels(ctx) })
+	// A target has nothing to ask of an agent: it may see whether the proxy lives, and opens no channels.
+	c.tasks.Go(func() {
+		for r := range c.up.requests {
+			_ = r.Reply(false, nil)
+		}
+	})
+	c.tasks.Go(func() {
+		for n := range c.up.channels {
+			_ = n.Reject(ssh.Prohibited, "not opened here")
+		}
+	})
+
+	var message string
+	signal := ""
+	select {
+	case err := <-clientGone:
+		reason, signal = "client", "HUP"
+		if err != nil && !isEnd(err) {
+			detail = err.Error()
+		}
+	case err := <-upGone:
+		reason, detail, message = "upstream", "the target closed the connection", "the target closed the connection"
+		if err != nil && !isEnd(err) {
+			detail = err.Error()
+		}
+	case <-c.core.Context().Done():
+	case <-ctx.Done():
+	}
+	if cause := context.Cause(c.core.Context()); cause != nil {
+		reason, detail = "ended", cause.Error()
+		message, signal = "this session has ended: "+cause.Error(), "TERM"
+	} else if reason == "" {
+		reason, message, signal = "shutdown", "this proxy is shutting down; connect again", "TERM"
+	}
+	c.end(message, signal)
+	return reason, detail
+}
+
+// end tells whoever still listens why, signals what still runs, and closes both connections.
+func (c *connection) end(message, signal string) {
+	c.mu.Lock()
+	c.closed = true
+	var running []*program
+	for p := range c.running {
+		running = append(running, p)
+	}
+	c.mu.Unlock()
+	if len(running) > 0 && (message != "" || signal != "") {
+		began := time.Now()
+		// Either peer may have stopped reading, so nothing here is waited for; closing the connections frees it.
+		for _, p := range running {
+			c.tasks.Go(func() { p.say(message) })
+			if signal != "" {
+				c.tasks.Go(func() { p.signal(signal) })
+			}
+		}
+		if signal == "TERM" {
+			time.Sleep(killAfter)
+			for _, p := range running {
+				c.tasks.Go(func() { p.signal("KILL") })
+			}
+		}
+		time.Sleep(max(0, closeAfter-time.Since(began)))
+	}
+	_ = c.client.Close()
+	_ = c.up.conn.Close()
+}
+
+// serveRequests answers what concerns the connection as a whole.
+func (c *connection) serveRequests(ctx context.Context) {
+	for r := range c.requests {
+		switch r.Type {
+		case "no-more-sessions@openssh.com":
+			c.mu.Lock()
+			c.noMore = true
+			c.mu.Unlock()
+			_ = r.Reply(true, nil)
+		case "tcpip-forward", "streamlocal-forward@openssh.com":
+			// SSH has no words for the answer; the record has.
+			c.core.Refuse(ctx, proxy.Command{Kind: "remote-forward", Scrubbed: r.Type, Account: c.account},
+				proxy.Objection{Class: classForwarding, Reason: "forwarding from the target to the agent isn't done here"})
+			_ = r.Reply(false, nil)
+		default:
+			// keepalive@openssh.com among them: any answer says that this side lives.
+			_ = r.Reply(false, nil)
+		}
+	}
+}
+
+var errTooMany = errors.New("too many channels")
+
+// enter counts a channel.
+func (c *connection) enter(session bool) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.closed || session && c.noMore:
+		return errors.New("no more sessions are opened on this connection")
+	case c.open >= c.e.cfg.MaxChannels:
+		return errTooMany
+	}
+	c.open++
+	return nil
+}
+
+func (c *connection) leave() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.open--
+}
+
+func (c *connection) serveChannels(ctx context.Context) {
+	for n := range c.channels {
+		kind := n.ChannelType()
+		switch kind {
+		case "session", "direct-tcpip", "direct-streamlocal@openssh.com":
+		default:
+			r := c.core.Refuse(ctx, proxy.Command{Kind: "channel", Scrubbed: "channel " + clip(printable(kind), 64), Account: c.account},
+				proxy.Objection{Class: classUnsupported, Reason: fmt.Sprintf("channels of the type %q aren't opened here", clip(printable(kind), 64))})
+			_ = n.Reject(ssh.UnknownChannelType, "deputy: "+printable(r.Error()))
+			continue
+		}
+		if err := c.enter(kind == "session"); err != nil {
+			_ = n.Reject(ssh.ResourceShortage, "deputy: "+err.Error())
+			continue
+		}
+		c.tasks.Go(func() {
+			defer c.leave()
+			if kind == "session" {
+				c.serveSession(ctx, n)
+			} else {
+				c.serveForward(ctx, n)
+			}
+		})
+	}
+}
+
+// keep makes the connection answer for a program until it has ended. It fails when the connection is over.
+func (c *connection) keep(p *program) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return false
+	}
+	c.running[p] = struct{}{}
+	return true
+}
+
+func (c *connection) forget(p *program) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.running, p)
+}

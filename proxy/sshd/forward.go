@@ -1,0 +1,127 @@
+package sshd
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/netip"
+	"path"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/deputymesh/deputy/actor"
+	"github.com/deputymesh/deputy/policy"
+	"github.com/deputymesh/deputy/proxy"
+)
+
+type directTCP struct {
+	Host       string
+	Port       uint32
+	OriginHost string
+	OriginPort uint32
+}
+
+type directSocket struct {
+	Path     string
+	Reserved string
+	Port     uint32
+}
+
+// destination is where a channel wants to be forwarded to, in its one canonical form, and what the target is asked for.
+func destination(n ssh.NewChannel) (to string, ask []byte, err error) {
+	if n.ChannelType() == "direct-tcpip" {
+		var d directTCP
+		if err := ssh.Unmarshal(n.ExtraData(), &d); err != nil {
+			return "", nil, fmt.Errorf("the request can't be read")
+		}
+		host := strings.ToLower(d.Host)
+		if ip, err := netip.ParseAddr(host); err == nil {
+			host = ip.String()
+		}
+		to = host + ":" + strconv.FormatUint(uint64(d.Port), 10)
+		if strings.Contains(host, ":") {
+			to = "[" + host + "]:" + strconv.FormatUint(uint64(d.Port), 10)
+		}
+		// Where it comes from is the agent's matter; the target only writes it down.
+		return to, ssh.Marshal(directTCP{host, d.Port, "127.0.0.1", 0}), actor.CheckForward(to)
+	}
+	var d directSocket
+	if err := ssh.Unmarshal(n.ExtraData(), &d); err != nil {
+		return "", nil, fmt.Errorf("the request can't be read")
+	}
+	if !path.IsAbs(d.Path) {
+		return "", nil, fmt.Errorf("the path of a socket must be absolute")
+	}
+	return d.Path, ssh.Marshal(directSocket{Path: d.Path}), actor.CheckForward(d.Path)
+}
+
+// serveForward decides one forwarded connection and relays it.
+func (c *connection) serveForward(ctx context.Context, n ssh.NewChannel) {
+	reject := func(r error) { _ = n.Reject(ssh.Prohibited, "deputy: "+clip(printable(r.Error()), 1024)) }
+	to, ask, err := destination(n)
+	cmd := proxy.Command{Kind: "forward", Account: c.account, Text: "forward " + to, Scrubbed: "forward " + clip(printable(to), 1024), Check: opaque}
+	if err != nil {
+		reject(c.core.Refuse(ctx, cmd, proxy.Objection{Class: classMalformed, Reason: "where the forwarding leads to can't be decided: " + err.Error()}))
+		return
+	}
+	cmd.Ops = []proxy.Op{c.e.op("forward", policy.Forward(c.e.name, c.account, to), true)}
+	if !c.e.cfg.Forwarding {
+		reject(c.core.Refuse(ctx, cmd, proxy.Objection{Class: classForwarding, Reason: "forwarding is off for this target"}))
+		return
+	}
+	pass, err := c.core.Authorize(ctx, cmd)
+	if err != nil {
+		reject(forAgent(err, "this couldn't be decided"))
+		return
+	}
+	if err := pass.Use(); err != nil {
+		_ = pass.Completed(ctx, proxy.Outcome{Status: "not_sent"})
+		reject(forAgent(err, "the session is over"))
+		return
+	}
+	pass.Forwarded(int64(len(ask)))
+	up, requests, err := c.up.conn.OpenChannel(n.ChannelType(), ask)
+	if err != nil {
+		_ = pass.Completed(ctx, proxy.Outcome{Status: "error", Code: classTarget})
+		_ = n.Reject(ssh.ConnectionFailed, "deputy: the target didn't open it (record: "+pass.RecordID().String()+")")
+		return
+	}
+	go ssh.DiscardRequests(requests)
+	agent, requests, err := n.Accept()
+	if err != nil {
+		_ = up.Close()
+		_ = pass.Completed(ctx, proxy.Outcome{Status: "cut"})
+		return
+	}
+	var bytes atomic.Int64
+	var both sync.WaitGroup
+	both.Go(func() {
+		_, _ = io.Copy(up, struct{ io.Reader }{agent})
+		_ = up.CloseWrite()
+	})
+	both.Go(func() {
+		_, err := io.Copy(counted{agent, &bytes}, struct{ io.Reader }{up})
+		_ = agent.CloseWrite()
+		if err != nil {
+			_ = up.Close()
+		}
+	})
+	// Whoever closes its channel ends both: half of a connection is only left by CloseWrite.
+	gone := make(chan struct{})
+	c.tasks.Go(func() {
+		for r := range requests {
+			_ = r.Reply(false, nil)
+		}
+		_ = up.Close()
+		close(gone)
+	})
+	both.Wait()
+	_ = agent.Close()
+	_ = up.Close()
+	<-gone
+	_ = pass.Completed(context.WithoutCancel(ctx), proxy.Outcome{Status: "ok", Command: "forward", Bytes: bytes.Load()})
+}

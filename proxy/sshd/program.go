@@ -1,0 +1,199 @@
+package sshd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/deputymesh/deputy/proxy"
+)
+
+// outputGrace is how long a program's output may still come when its exit is known. A real server tells the exit at once, too, and goes on
+// with what a child that was left behind writes.
+const outputGrace = 500 * time.Millisecond
+
+const relayBuffer = 32 << 10
+
+var errOver = errors.New("the connection is over")
+
+func refusedBy(what string, err error) error {
+	if err != nil {
+		return err
+	}
+	return fmt.Errorf("the target refused %s", what)
+}
+
+// program is what runs at the target for one channel.
+type program struct {
+	c        *connection
+	agent    *sessionChannel
+	ch       ssh.Channel // at the target
+	requests <-chan *ssh.Request
+	pass     Pass
+	bytes    atomic.Int64 // that went to the agent
+}
+
+// say tells the agent something beside the program's output.
+func (p *program) say(text string) {
+	if text != "" {
+		p.agent.say(text)
+	}
+}
+
+// signal sends a signal to the program. Not every server takes it: OpenSSH's doesn't for root, forced commands and subsystems.
+func (p *program) signal(name string) {
+	_, _ = p.ch.SendRequest("signal", false, ssh.Marshal(struct{ Name string }{name}))
+}
+
+// exit is how a program ended, as the target tells it.
+type exit struct {
+	kind    string // "exit-status" or "exit-signal"
+	payload []byte
+	outcome proxy.Outcome
+}
+
+// relay carries everything between agent and target until the program has ended.
+func (p *program) relay(ctx context.Context, s *sessionChannel) {
+	defer p.c.forget(p)
+	// 1. What the agent sends, with its end.
+	p.c.tasks.Go(func() {
+		_, err := io.CopyBuffer(struct{ io.Writer }{p.ch}, struct{ io.Reader }{s.ch}, make([]byte, relayBuffer))
+		if err == nil {
+			_ = p.ch.CloseWrite()
+		}
+	})
+	// 2. What the program writes. Both streams are read always: they share one window.
+	var output sync.WaitGroup
+	output.Go(func() { p.copyOut(s.ch, p.ch) })
+	output.Go(func() { p.copyOut(s.ch.Stderr(), p.ch.Stderr()) })
+	written := make(chan struct{})
+	p.c.tasks.Go(func() {
+		output.Wait()
+		close(written)
+	})
+	// 3. How it ended. The channel of requests is closed when the target closes its side.
+	exits := make(chan exit, 1)
+	closed := make(chan struct{})
+	p.c.tasks.Go(func() {
+		defer close(closed)
+		p.serveRequests(exits)
+	})
+
+	// 4. The outcome, before the agent hears it.
+	var ended exit
+	select {
+	case ended = <-exits:
+	case <-closed:
+		select {
+		case ended = <-exits:
+		default:
+		}
+	case <-s.gone:
+		// The agent has closed the channel: nobody is left to run it for.
+		p.signal("HUP")
+		_ = p.ch.Close()
+		p.complete(ctx, proxy.Outcome{Status: "cancelled"})
+		return
+	}
+	if ended.kind != "" {
+		grace := time.NewTimer(outputGrace)
+		defer grace.Stop()
+		select {
+		case <-written:
+		case <-s.gone:
+		case <-grace.C:
+		}
+		p.complete(ctx, ended.outcome)
+		_, _ = s.ch.SendRequest(ended.kind, false, ended.payload)
+	}
+	select {
+	case <-written:
+	case <-s.gone:
+	}
+	if ended.kind == "" {
+		p.complete(ctx, proxy.Outcome{Status: "cut"})
+	}
+	_ = s.ch.CloseWrite()
+	select {
+	case <-closed:
+	case <-s.gone:
+	}
+	_ = s.ch.Close()
+	_ = p.ch.Close()
+}
+
+func (p *program) copyOut(to io.Writer, from io.Reader) {
+	_, err := io.CopyBuffer(counted{to, &p.bytes}, struct{ io.Reader }{from}, make([]byte, relayBuffer))
+	if err != nil {
+		// The agent takes nothing any more. The program must not hang for that, nor its other stream.
+		_, _ = io.Copy(io.Discard, from)
+	}
+}
+
+type counted struct {
+	w io.Writer
+	n *atomic.Int64
+}
+
+func (c counted) Write(b []byte) (int, error) {
+	n, err := c.w.Write(b)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+func (p *program) complete(ctx context.Context, o proxy.Outcome) {
+	o.Bytes = p.bytes.Load()
+	if err := p.pass.Completed(context.WithoutCancel(ctx), o); err != nil {
+		p.c.log.ErrorContext(ctx, "an outcome couldn't be recorded", "error", err)
+	}
+}
+
+// serveRequests takes what the target says about the program. Only its exit is handed on.
+func (p *program) serveRequests(exits chan<- exit) {
+	told := false
+	for r := range p.requests {
+		e, ok := readExit(r)
+		_ = r.Reply(ok && !told, nil)
+		if ok && !told {
+			told = true
+			exits <- e
+		}
+	}
+}
+
+func readExit(r *ssh.Request) (exit, bool) {
+	e := exit{kind: r.Type, payload: r.Payload}
+	switch r.Type {
+	case "exit-status":
+		var body struct{ Status uint32 }
+		if ssh.Unmarshal(r.Payload, &body) != nil {
+			return e, false
+		}
+		code := "exit " + strconv.FormatUint(uint64(body.Status), 10)
+		e.outcome = proxy.Outcome{Status: "ok", Command: code}
+		if body.Status != 0 {
+			e.outcome.Status, e.outcome.Code = "error", code
+		}
+		return e, true
+	case "exit-signal":
+		var body struct {
+			Signal     string
+			CoreDumped bool
+			Message    string
+			Language   string
+		}
+		if len(r.Payload) > 4<<10 || ssh.Unmarshal(r.Payload, &body) != nil {
+			return e, false
+		}
+		e.outcome = proxy.Outcome{Status: "error", Command: "signal " + clip(printable(body.Signal), 32), Code: "SIG" + clip(printable(body.Signal), 8)}
+		return e, true
+	}
+	return e, false
+}

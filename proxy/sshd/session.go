@@ -1,0 +1,273 @@
+package sshd
+
+import (
+	"context"
+	"io"
+	"sync"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/deputymesh/deputy/proxy"
+)
+
+const (
+	maxVariables  = 32
+	maxPTYRequest = 8 << 10
+	// exitRefused is the exit status of what wasn't started: a shell's own for a program that may not be run.
+	exitRefused = 126
+)
+
+// sessionChannel is a channel of the type session: at most one command, shell or subsystem.
+type sessionChannel struct {
+	c    *connection
+	ch   ssh.Channel
+	gone chan struct{} // closed when the agent has closed the channel
+
+	// What its requests alone use, until something is started.
+	started   bool
+	variables []*ssh.Request
+
+	mu      sync.Mutex
+	pty     *ptyRequest   // guarded by mu
+	resized bool          // guarded by mu: pty changed since it was asked for
+	running *program      // guarded by mu
+	before  []queuedAfter // guarded by mu: what came while it was being started
+}
+
+// queuedAfter is a request that waits until the program runs.
+type queuedAfter struct {
+	kind    string
+	payload []byte
+}
+
+const maxQueued = 64
+
+type ptyRequest struct {
+	Term          string
+	Columns, Rows uint32
+	Width, Height uint32
+	Modes         string
+}
+
+type windowChange struct{ Columns, Rows, Width, Height uint32 }
+
+func (c *connection) serveSession(ctx context.Context, n ssh.NewChannel) {
+	ch, requests, err := n.Accept()
+	if err != nil {
+		return
+	}
+	s := &sessionChannel{c: c, ch: ch, gone: make(chan struct{})}
+	var starting sync.WaitGroup
+	// The requests are taken at once, whatever is being decided: one that waits would hold up all channels.
+	for r := range requests {
+		if start := s.request(ctx, r); start != nil {
+			starting.Go(func() { start(ctx) })
+		}
+	}
+	close(s.gone)
+	starting.Wait()
+}
+
+// request handles one request. It returns what starts the command, if that is what the agent asked for.
+func (s *sessionChannel) request(ctx context.Context, r *ssh.Request) (start func(context.Context)) {
+	switch r.Type {
+	case "exec", "shell", "subsystem":
+		if s.started {
+			_ = r.Reply(false, nil)
+			return nil
+		}
+		s.started = true
+		return func(ctx context.Context) { s.start(ctx, r) }
+	case "pty-req":
+		_ = r.Reply(s.askPTY(r.Payload), nil)
+	case "env":
+		_ = r.Reply(s.askVariable(r), nil)
+	case "window-change":
+		var w windowChange
+		if ssh.Unmarshal(r.Payload, &w) != nil {
+			_ = r.Reply(false, nil)
+			return nil
+		}
+		s.resize(w, r.Payload)
+		_ = r.Reply(true, nil)
+	case "signal", "break":
+		_ = r.Reply(len(r.Payload) <= 256 && s.pass(r.Type, r.Payload), nil)
+	case "auth-agent-req@openssh.com":
+		s.refuseHelper(ctx, r, "agent-forward", "forwarding of the SSH agent isn't done here")
+	case "x11-req":
+		s.refuseHelper(ctx, r, "x11-forward", "forwarding of X11 isn't done here")
+	default:
+		_ = r.Reply(false, nil)
+	}
+	return nil
+}
+
+// refuseHelper refuses a forwarding that a channel asks for beside its command, which goes on. Clients ask without wanting an answer.
+func (s *sessionChannel) refuseHelper(ctx context.Context, r *ssh.Request, kind, reason string) {
+	refusal := s.c.core.Refuse(ctx, proxy.Command{Kind: kind, Scrubbed: r.Type, Account: s.c.account}, proxy.Objection{Class: classForwarding, Reason: reason})
+	_ = r.Reply(false, nil)
+	s.say(refusal.Error())
+}
+
+// say writes a line to the agent beside the program's output.
+func (s *sessionChannel) say(text string) {
+	_, _ = io.WriteString(s.ch.Stderr(), "deputy: "+printable(text)+"\r\n")
+}
+
+func (s *sessionChannel) askPTY(payload []byte) bool {
+	var p ptyRequest
+	if s.started || len(payload) > maxPTYRequest || ssh.Unmarshal(payload, &p) != nil || !s.c.e.isTerminal(p.Term) {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pty != nil {
+		return false
+	}
+	s.pty = &p
+	return true
+}
+
+// isTerminal says whether a terminal's name is one: it becomes the variable TERM.
+func (e *Engine) isTerminal(name string) bool {
+	if len(name) > 64 {
+		return false
+	}
+	for i := range len(name) {
+		if c := name[i]; (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' && c != '_' && c != '.' && c != '+' {
+			return false
+		}
+	}
+	return true
+}
+
+func (s *sessionChannel) askVariable(r *ssh.Request) bool {
+	var v struct{ Name, Value string }
+	if s.started || len(s.variables) >= maxVariables || ssh.Unmarshal(r.Payload, &v) != nil || !s.c.e.allows(v.Name, v.Value) {
+		return false
+	}
+	s.variables = append(s.variables, r)
+	return true
+}
+
+// resize tells the program's terminal, or the one that is yet to be.
+func (s *sessionChannel) resize(w windowChange, payload []byte) {
+	s.mu.Lock()
+	if s.running == nil {
+		if s.pty != nil {
+			s.pty.Columns, s.pty.Rows, s.pty.Width, s.pty.Height = w.Columns, w.Rows, w.Width, w.Height
+			s.resized = true
+		}
+		s.mu.Unlock()
+		return
+	}
+	s.mu.Unlock()
+	s.pass("window-change", payload)
+}
+
+// pass hands a request on to the running program, or keeps it until there is one.
+func (s *sessionChannel) pass(kind string, payload []byte) bool {
+	s.mu.Lock()
+	p := s.running
+	if p == nil {
+		defer s.mu.Unlock()
+		if !s.started || len(s.before) >= maxQueued {
+			return false
+		}
+		s.before = append(s.before, queuedAfter{kind, payload})
+		return true
+	}
+	s.mu.Unlock()
+	_, err := p.ch.SendRequest(kind, false, payload)
+	return err == nil
+}
+
+// start decides and starts what the channel is for, and relays it to its end.
+func (s *sessionChannel) start(ctx context.Context, r *ssh.Request) {
+	what, objection := s.c.parseStart(r)
+	if objection == nil && what.sftp {
+		objection = &proxy.Objection{Class: classUnsupported, Reason: "the subsystem sftp isn't spoken here yet"}
+	}
+	if objection != nil {
+		s.refuse(r, s.c.core.Refuse(ctx, what.cmd, *objection).Error())
+		return
+	}
+	pass, err := s.c.core.Authorize(ctx, what.cmd)
+	if err != nil {
+		s.refuse(r, forAgent(err, "this couldn't be decided").Error())
+		return
+	}
+	if err := pass.Use(); err != nil {
+		_ = pass.Completed(ctx, proxy.Outcome{Status: "not_sent"})
+		s.refuse(r, forAgent(err, "the session is over").Error())
+		return
+	}
+	p, err := s.launch(what, pass)
+	if err != nil {
+		s.c.log.InfoContext(ctx, "the target didn't start a command", "kind", what.kind, "error", err)
+		_ = pass.Completed(ctx, proxy.Outcome{Status: "error", Code: classTarget})
+		s.refuse(r, "the target didn't start it (record: "+pass.RecordID().String()+")")
+		return
+	}
+	_ = r.Reply(true, nil)
+	p.relay(ctx, s)
+}
+
+// refuse says on the agent's stderr why nothing was started. The request itself succeeds: OpenSSH's client ends at once where it fails, and
+// throws away what was said.
+func (s *sessionChannel) refuse(r *ssh.Request, text string) {
+	_ = r.Reply(true, nil)
+	s.say(text)
+	_ = s.ch.CloseWrite()
+	_, _ = s.ch.SendRequest("exit-status", false, ssh.Marshal(struct{ Status uint32 }{exitRefused}))
+	_ = s.ch.Close()
+}
+
+// launch opens a channel at the target and asks for what was decided, byte for byte.
+func (s *sessionChannel) launch(what start, pass Pass) (*program, error) {
+	ch, requests, err := s.c.up.conn.OpenChannel("session", nil)
+	if err != nil {
+		return nil, err
+	}
+	p := &program{c: s.c, agent: s, ch: ch, requests: requests, pass: pass}
+	fail := func(err error) (*program, error) {
+		_ = ch.Close()
+		go ssh.DiscardRequests(requests)
+		return nil, err
+	}
+	for _, v := range s.variables {
+		if _, err := ch.SendRequest("env", false, v.Payload); err != nil {
+			return fail(err)
+		}
+	}
+	s.mu.Lock()
+	pty := s.pty
+	s.mu.Unlock()
+	if pty != nil {
+		if ok, err := ch.SendRequest("pty-req", true, ssh.Marshal(pty)); err != nil || !ok {
+			return fail(refusedBy("a terminal", err))
+		}
+	}
+	if !s.c.keep(p) {
+		return fail(errOver)
+	}
+	pass.Forwarded(int64(len(what.payload)))
+	if ok, err := ch.SendRequest(what.kind, true, what.payload); err != nil || !ok {
+		s.c.forget(p)
+		return fail(refusedBy("a "+what.kind, err))
+	}
+	s.mu.Lock()
+	s.running = p
+	before := s.before
+	s.before = nil
+	if s.resized {
+		before = append(before, queuedAfter{"window-change", ssh.Marshal(windowChange{s.pty.Columns, s.pty.Rows, s.pty.Width, s.pty.Height})})
+	}
+	s.mu.Unlock()
+	for _, b := range before {
+		if _, err := ch.SendRequest(b.kind, false, b.payload); err != nil {
+			break
+		}
+	}
+	return p, nil
+}
