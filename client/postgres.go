@@ -118,7 +118,8 @@ func (r *PostgresRelay) serve(ctx context.Context, conn net.Conn) error {
 	defer renewing.Wait()
 	defer stopRenewal()
 	if session != "" && r.Target.RenewalURL != "" {
-		renewing.Go(func() { r.renew(renewed, session, cred.ExpiresAt) })
+		again := &renewal{target: r.Target, source: r.Source, credential: r.Credential, log: r.log()}
+		renewing.Go(func() { again.run(renewed, session, cred.ExpiresAt) })
 	}
 	return relay(conn, up)
 }

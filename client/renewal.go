@@ -4,16 +4,25 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"strings"
 	"time"
 )
 
-// renew presents a fresh credential for a live session at three quarters of the old one's life, until
+// renewal keeps the session of a relay alive.
+type renewal struct {
+	target     Target
+	source     Source
+	credential func(ctx context.Context) (Credential, error)
+	log        *slog.Logger
+}
+
+// run presents a fresh credential for a live session at three quarters of the old one's life, until
 // ctx is done or the old one ended; then the proxy cuts the session.
-func (r *PostgresRelay) renew(ctx context.Context, session string, expires time.Time) {
-	log := r.log().With("target", r.Target.Name)
+func (r *renewal) run(ctx context.Context, session string, expires time.Time) {
+	log := r.log.With("target", r.target.Name)
 	for {
 		left := time.Until(expires)
 		wait := left * 3 / 4
@@ -21,7 +30,7 @@ func (r *PostgresRelay) renew(ctx context.Context, session string, expires time.
 			if !sleep(ctx, wait) {
 				return
 			}
-			next, err := r.renewOnce(ctx, session)
+			next, err := r.once(ctx, session)
 			if err == nil {
 				expires = next
 				break
@@ -40,8 +49,8 @@ func (r *PostgresRelay) renew(ctx context.Context, session string, expires time.
 	}
 }
 
-func (r *PostgresRelay) renewOnce(ctx context.Context, session string) (time.Time, error) {
-	cred, err := r.Credential(ctx)
+func (r *renewal) once(ctx context.Context, session string) (time.Time, error) {
+	cred, err := r.credential(ctx)
 	if err != nil {
 		return time.Time{}, err
 	}
@@ -49,15 +58,15 @@ func (r *PostgresRelay) renewOnce(ctx context.Context, session string) (time.Tim
 }
 
 // present is POST /sessions/{id}/credential on the proxy's renewal listener.
-func (r *PostgresRelay) present(ctx context.Context, session string, cred Credential) error {
+func (r *renewal) present(ctx context.Context, session string, cred Credential) error {
 	if len(session) > 128 {
 		return fmt.Errorf("renewing: the proxy named a session of %d bytes", len(session))
 	}
-	svid, err := r.Source.GetX509SVID()
+	svid, err := r.source.GetX509SVID()
 	if err != nil {
 		return fmt.Errorf("renewing: %w", err)
 	}
-	u := strings.TrimSuffix(r.Target.RenewalURL, "/") + "/sessions/" + url.PathEscape(session) + "/credential"
+	u := strings.TrimSuffix(r.target.RenewalURL, "/") + "/sessions/" + url.PathEscape(session) + "/credential"
 	ctx, cancel := context.WithTimeout(ctx, exchangeTimeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, u, strings.NewReader(cred.Reveal()))
@@ -65,7 +74,7 @@ func (r *PostgresRelay) present(ctx context.Context, session string, cred Creden
 		return fmt.Errorf("renewing: %w", err)
 	}
 	req.Header.Set("Content-Type", "text/plain")
-	resp, err := meshHTTPClient(svid, r.Source, r.Target.Proxy).Do(req)
+	resp, err := meshHTTPClient(svid, r.source, r.target.Proxy).Do(req)
 	if err != nil {
 		return fmt.Errorf("renewing: %w", err)
 	}

@@ -1,0 +1,192 @@
+package client
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/deputymesh/deputy/actor"
+)
+
+// sshPreface is the name of what stands before SSH, by ALPN and in its frames: docs/spec/ssh-preface.md.
+const sshPreface = "deputy-ssh/1"
+
+// maxPrefaceText bounds the proxy's answer: a session's id and a host key, or a refusal.
+const maxPrefaceText = 16 << 10
+
+// SSHRelay brings the bytes of an SSH client to a target's proxy: it opens the connection with the agent's SVID, presents a credential
+// before SSH begins, relays everything else without a look, and renews the session before its credential ends. It holds no secret
+// of the target and decides nothing.
+type SSHRelay struct {
+	Target Target
+	Source Source
+	// Credential returns a credential for the target, with life left.
+	Credential func(ctx context.Context) (Credential, error)
+	// HostKey, if set, is told the proxy's SSH host key, as authorized_keys writes it, before any byte of SSH.
+	HostKey func(line string) error
+	// Log may be nil.
+	Log *slog.Logger
+}
+
+// SSHRefused is a proxy's refusal, in its own words.
+type SSHRefused struct{ Text string }
+
+func (e *SSHRefused) Error() string { return e.Text }
+
+// SSHConn is a connection to the proxy of an SSH target. SSH begins with its first byte; no authentication is left to do in it ("none").
+type SSHConn struct {
+	*tls.Conn
+	// Session names the session at the proxy. HostKey is the proxy's SSH host key, as authorized_keys writes it: it came over
+	// verified TLS.
+	Session, HostKey string
+
+	cancel   context.CancelFunc
+	renewing sync.WaitGroup
+}
+
+// Close ends the connection and its renewal.
+func (c *SSHConn) Close() error {
+	c.cancel()
+	err := c.Conn.Close()
+	c.renewing.Wait()
+	return err
+}
+
+// Dial opens a connection. It is renewed until it is closed, whatever ctx is for.
+func (r *SSHRelay) Dial(ctx context.Context) (*SSHConn, error) {
+	cred, err := r.Credential(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("no credential for %s: %w", r.Target.Name, err)
+	}
+	svid, err := r.Source.GetX509SVID()
+	if err != nil {
+		return nil, fmt.Errorf("this agent has no identity now: %w", err)
+	}
+	early, cancel := context.WithTimeout(ctx, authTimeout)
+	defer cancel()
+	raw, err := (&net.Dialer{Timeout: upstreamTimeout}).DialContext(early, "tcp", r.Target.Address)
+	if err != nil {
+		return nil, fmt.Errorf("reaching the proxy of %s: %w", r.Target.Name, err)
+	}
+	stop := context.AfterFunc(early, func() { raw.SetDeadline(time.Now()) })
+	defer stop()
+	cfg := meshTLS(svid, r.Source, r.Target.Proxy)
+	cfg.NextProtos = []string{sshPreface}
+	conn := tls.Client(raw, cfg)
+	session, host, err := r.preface(early, conn, cred)
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	if !stop() {
+		conn.Close()
+		return nil, context.Cause(early)
+	}
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	c := &SSHConn{Conn: conn, Session: session, HostKey: host, cancel: end}
+	if r.Target.RenewalURL != "" {
+		log := r.Log
+		if log == nil {
+			log = slog.New(slog.DiscardHandler)
+		}
+		again := &renewal{target: r.Target, source: r.Source, credential: r.Credential, log: log}
+		c.renewing.Go(func() { again.run(life, session, cred.ExpiresAt) })
+	}
+	return c, nil
+}
+
+// preface presents the credential and reads what the proxy says to it.
+func (r *SSHRelay) preface(ctx context.Context, conn *tls.Conn, cred Credential) (session, host string, err error) {
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return "", "", fmt.Errorf("TLS with %s as %s: %w", r.Target.Address, r.Target.Proxy, err)
+	}
+	if got := conn.ConnectionState().NegotiatedProtocol; got != sshPreface {
+		return "", "", fmt.Errorf("%s speaks %q, not %s: is %s an SSH target?", r.Target.Address, got, sshPreface, r.Target.Name)
+	}
+	secret := cred.Reveal()
+	if len(secret) > actor.MaxSize {
+		return "", "", fmt.Errorf("the credential for %s is larger than a proxy takes", r.Target.Name)
+	}
+	frame := binary.BigEndian.AppendUint32([]byte(sshPreface), uint32(len(secret)))
+	if _, err := conn.Write(append(frame, secret...)); err != nil {
+		return "", "", fmt.Errorf("presenting the credential to the proxy of %s: %w", r.Target.Name, err)
+	}
+	head := make([]byte, len(sshPreface)+5)
+	if _, err := io.ReadFull(conn, head); err != nil {
+		return "", "", fmt.Errorf("the proxy of %s: %w", r.Target.Name, err)
+	}
+	status, n := head[len(sshPreface)], binary.BigEndian.Uint32(head[len(sshPreface)+1:])
+	if string(head[:len(sshPreface)]) != sshPreface || n > maxPrefaceText || status > 1 {
+		return "", "", fmt.Errorf("the proxy of %s answers something else than %s", r.Target.Name, sshPreface)
+	}
+	text := make([]byte, n)
+	if _, err := io.ReadFull(conn, text); err != nil {
+		return "", "", fmt.Errorf("the proxy of %s: %w", r.Target.Name, err)
+	}
+	if status == 1 {
+		return "", "", &SSHRefused{printable(string(text))}
+	}
+	session, host, ok := strings.Cut(string(text), "\n")
+	host = strings.TrimSuffix(host, "\n")
+	if !ok || session == "" || len(session) > 128 || host == "" || strings.ContainsAny(session+host, "\r\n\x00") {
+		return "", "", fmt.Errorf("the proxy of %s names no session and host key", r.Target.Name)
+	}
+	return session, host, nil
+}
+
+// Serve relays between a client's streams and the proxy until the proxy's side ends. The end of in is passed on. Whoever calls it closes in
+// afterwards: a read of it may still be under way.
+func (r *SSHRelay) Serve(ctx context.Context, in io.Reader, out io.Writer) error {
+	conn, err := r.Dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.Conn.Close() })
+	defer stop()
+	if r.HostKey != nil {
+		if err := r.HostKey(conn.HostKey); err != nil {
+			return err
+		}
+	}
+	go func() {
+		if _, err := io.CopyBuffer(struct{ io.Writer }{conn}, struct{ io.Reader }{in}, make([]byte, relayBuffer)); err == nil {
+			_ = conn.CloseWrite()
+		}
+	}()
+	_, err = io.CopyBuffer(struct{ io.Writer }{out}, struct{ io.Reader }{conn}, make([]byte, relayBuffer))
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// SSHRelay is the relay to an SSH target under this agent's identity.
+func (a *Agent) SSHRelay(ctx context.Context, target string) (*SSHRelay, error) {
+	d, err := a.Describe(ctx)
+	if err != nil {
+		return nil, err
+	}
+	t, err := findTarget(d.Targets, target)
+	if err != nil {
+		return nil, err
+	}
+	if t.Kind != "ssh" {
+		return nil, fmt.Errorf("%s is a %s target, not a host reached by SSH", target, t.Kind)
+	}
+	source, err := a.Source(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &SSHRelay{Target: t, Source: source, Credential: func(ctx context.Context) (Credential, error) {
+		return a.Credential(ctx, target)
+	}}, nil
+}
