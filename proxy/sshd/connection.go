@@ -16,7 +16,7 @@ import (
 // When a session ends that neither side ended, what it runs is asked to end, then ended, then cut off.
 const (
 	killAfter  = 150 * time.Millisecond
-	closeAfter = 350 * time.Millisecond
+	closeAfter = 400 * time.Millisecond
 )
 
 // connection is one agent's connection with its own connection to the target.
@@ -103,25 +103,35 @@ func (c *connection) end(message, signal string) {
 		running = append(running, p)
 	}
 	c.mu.Unlock()
-	if len(running) > 0 && (message != "" || signal != "") {
-		began := time.Now()
-		// Either peer may have stopped reading, so nothing here is waited for; closing the connections frees it.
+	// Either peer may have stopped reading, so nobody waits for what is said here; closing the connections frees it.
+	for _, p := range running {
+		c.tasks.Go(func() { p.say(message) })
+		if signal != "" {
+			c.tasks.Go(func() { p.signal(signal) })
+		}
+	}
+	if !allEnded(running, killAfter) && signal == "TERM" {
 		for _, p := range running {
-			c.tasks.Go(func() { p.say(message) })
-			if signal != "" {
-				c.tasks.Go(func() { p.signal(signal) })
-			}
+			c.tasks.Go(func() { p.signal("KILL") })
 		}
-		if signal == "TERM" {
-			time.Sleep(killAfter)
-			for _, p := range running {
-				c.tasks.Go(func() { p.signal("KILL") })
-			}
-		}
-		time.Sleep(max(0, closeAfter-time.Since(began)))
+		allEnded(running, closeAfter-killAfter)
 	}
 	_ = c.client.Close()
 	_ = c.up.conn.Close()
+}
+
+// allEnded waits, but not for long, until the programs have ended.
+func allEnded(list []*program, patience time.Duration) bool {
+	over := time.NewTimer(patience)
+	defer over.Stop()
+	for _, p := range list {
+		select {
+		case <-p.ended:
+		case <-over.C:
+			return false
+		}
+	}
+	return true
 }
 
 // serveRequests answers what concerns the connection as a whole.
@@ -208,4 +218,5 @@ func (c *connection) forget(p *program) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.running, p)
+	close(p.ended)
 }

@@ -90,7 +90,8 @@ func (c *connection) serveForward(ctx context.Context, n ssh.NewChannel) {
 		_ = n.Reject(ssh.ConnectionFailed, "deputy: the target didn't open it (record: "+pass.RecordID().String()+")")
 		return
 	}
-	go ssh.DiscardRequests(requests)
+	fromTarget := requests
+	c.tasks.Go(func() { ssh.DiscardRequests(fromTarget) })
 	agent, requests, err := n.Accept()
 	if err != nil {
 		_ = up.Close()

@@ -37,7 +37,8 @@ type program struct {
 	ch       ssh.Channel // at the target
 	requests <-chan *ssh.Request
 	pass     Pass
-	bytes    atomic.Int64 // that went to the agent
+	bytes    atomic.Int64  // that went to the agent
+	ended    chan struct{} // closed when the program is forgotten
 }
 
 // say tells the agent something beside the program's output.

@@ -229,10 +229,10 @@ func (s *sessionChannel) launch(what start, pass Pass) (*program, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &program{c: s.c, agent: s, ch: ch, requests: requests, pass: pass}
+	p := &program{c: s.c, agent: s, ch: ch, requests: requests, pass: pass, ended: make(chan struct{})}
 	fail := func(err error) (*program, error) {
 		_ = ch.Close()
-		go ssh.DiscardRequests(requests)
+		s.c.tasks.Go(func() { ssh.DiscardRequests(requests) })
 		return nil, err
 	}
 	for _, v := range s.variables {
