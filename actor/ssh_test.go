@@ -3,6 +3,7 @@ package actor_test
 import (
 	"encoding/json"
 	"math/rand/v2"
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -97,6 +98,38 @@ func TestAPlainCommandHasNothingForAShell(t *testing.T) {
 	} {
 		if got, plain := actor.Program(text); plain != (want != "") || plain && got != want {
 			t.Errorf("%.40q: %q %v, want %q", text, got, plain, want)
+		}
+	}
+}
+
+// What counts as plain is what real shells read as nothing but words.
+func TestShellsReadAPlainCommandAsItsWords(t *testing.T) {
+	r := rand.New(rand.NewPCG(20261125, 5))
+	const alphabet = "abzAZ09_-./:@+,=% %=~"
+	var script, want strings.Builder
+	plain := 0
+	for range 4000 {
+		b := make([]byte, 1+r.IntN(12))
+		for i := range b {
+			b[i] = alphabet[r.IntN(len(alphabet))]
+		}
+		text := string(b)
+		if _, ok := actor.Program(text); !ok {
+			continue
+		}
+		plain++
+		script.WriteString("printf '<%s>' " + text + "; echo\n")
+		want.WriteString("<" + strings.ReplaceAll(text, " ", "><") + ">\n")
+	}
+	if plain < 500 {
+		t.Fatalf("only %d texts are plain", plain)
+	}
+	for _, shell := range []string{"dash", "bash"} {
+		cmd := exec.Command(shell)
+		cmd.Stdin = strings.NewReader(script.String())
+		out, err := cmd.CombinedOutput()
+		if err != nil || string(out) != want.String() {
+			t.Errorf("%s reads something else: %v", shell, err)
 		}
 	}
 }
