@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -230,8 +229,7 @@ func (g *greeting) admit(ctx context.Context, user string) error {
 func (g *greeting) choose(ctx context.Context, user string) (Account, error) {
 	roles := g.core.Roles()
 	for _, a := range g.e.cfg.Accounts {
-		may := len(a.Roles) == 0 || slices.ContainsFunc(a.Roles, func(r string) bool { return slices.Contains(roles, r) })
-		if may && (user == AnyAccount || user == a.Name) {
+		if a.mayBeUsed(roles) && (user == AnyAccount || user == a.Name) {
 			return a, nil
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"sync"
 	"time"
 
@@ -17,6 +18,8 @@ import (
 const (
 	killAfter  = 150 * time.Millisecond
 	closeAfter = 400 * time.Millisecond
+	// goodbyeTimeout bounds the last message to an agent.
+	goodbyeTimeout = 200 * time.Millisecond
 )
 
 // connection is one agent's connection with its own connection to the target.
@@ -27,7 +30,8 @@ type connection struct {
 	channels <-chan ssh.NewChannel
 	requests <-chan *ssh.Request
 	up       *upstream
-	account  string
+	raw      net.Conn // below TLS
+	account  Account
 	log      *slog.Logger
 
 	mu      sync.Mutex
@@ -40,7 +44,7 @@ type connection struct {
 
 func newConnection(g *greeting, client ssh.Conn, channels <-chan ssh.NewChannel, requests <-chan *ssh.Request) *connection {
 	return &connection{
-		e: g.e, core: g.core, client: client, channels: channels, requests: requests, up: g.up, account: g.account.Name,
+		e: g.e, core: g.core, client: client, channels: channels, requests: requests, up: g.up, account: g.account, raw: g.conn.NetConn(),
 		log:     g.e.cfg.Logger.With("session", g.core.ID(), "target", g.e.name),
 		running: map[*program]struct{}{},
 	}
@@ -77,7 +81,7 @@ func (c *connection) run(ctx context.Context) (reason, detail string) {
 			detail = err.Error()
 		}
 	case err := <-upGone:
-		reason, detail, message = "upstream", "the target closed the connection", "the target closed the connection"
+		reason, detail = "upstream", "the target closed the connection" // each program says so
 		if err != nil && !isEnd(err) {
 			detail = err.Error()
 		}
@@ -116,7 +120,10 @@ func (c *connection) end(message, signal string) {
 		}
 		allEnded(running, closeAfter-killAfter)
 	}
+	// TLS says goodbye first, and would wait for seconds for a peer that doesn't read.
+	impatient := time.AfterFunc(goodbyeTimeout, func() { _ = c.raw.Close() })
 	_ = c.client.Close()
+	impatient.Stop()
 	_ = c.up.conn.Close()
 }
 
@@ -145,7 +152,7 @@ func (c *connection) serveRequests(ctx context.Context) {
 			_ = r.Reply(true, nil)
 		case "tcpip-forward", "streamlocal-forward@openssh.com":
 			// SSH has no words for the answer; the record has.
-			c.core.Refuse(ctx, proxy.Command{Kind: "remote-forward", Scrubbed: r.Type, Account: c.account},
+			c.core.Refuse(ctx, proxy.Command{Kind: "remote-forward", Scrubbed: r.Type, Account: c.account.Name},
 				proxy.Objection{Class: classForwarding, Reason: "forwarding from the target to the agent isn't done here"})
 			_ = r.Reply(false, nil)
 		default:
@@ -167,6 +174,9 @@ func (c *connection) enter(session bool) error {
 	case c.open >= c.e.cfg.MaxChannels:
 		return errTooMany
 	}
+	if err := c.e.seats.take(c.core.Owner()); err != nil {
+		return err
+	}
 	c.open++
 	return nil
 }
@@ -175,6 +185,7 @@ func (c *connection) leave() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.open--
+	c.e.seats.giveBack(c.core.Owner())
 }
 
 func (c *connection) serveChannels(ctx context.Context) {
@@ -183,7 +194,7 @@ func (c *connection) serveChannels(ctx context.Context) {
 		switch kind {
 		case "session", "direct-tcpip", "direct-streamlocal@openssh.com":
 		default:
-			r := c.core.Refuse(ctx, proxy.Command{Kind: "channel", Scrubbed: "channel " + clip(printable(kind), 64), Account: c.account},
+			r := c.core.Refuse(ctx, proxy.Command{Kind: "channel", Scrubbed: "channel " + clip(printable(kind), 64), Account: c.account.Name},
 				proxy.Objection{Class: classUnsupported, Reason: fmt.Sprintf("channels of the type %q aren't opened here", clip(printable(kind), 64))})
 			_ = n.Reject(ssh.UnknownChannelType, "deputy: "+printable(r.Error()))
 			continue
@@ -201,6 +212,14 @@ func (c *connection) serveChannels(ctx context.Context) {
 			}
 		})
 	}
+}
+
+// still says why the connection may not go on as its account, or nil: a renewed credential may have fewer roles.
+func (c *connection) still() *proxy.Objection {
+	if c.account.mayBeUsed(c.core.Roles()) {
+		return nil
+	}
+	return &proxy.Objection{Class: proxy.ClassPolicy, Reason: fmt.Sprintf("none of the user's roles may use account %q any more", c.account.Name)}
 }
 
 // keep makes the connection answer for a program until it has ended. It fails when the connection is over.

@@ -23,6 +23,8 @@ type Session interface {
 	ID() string
 	// Roles of the user at the root of the chain; they choose the account at the target.
 	Roles() []string
+	// Owner is the user at the root of the chain; what all agents of one user take counts together.
+	Owner() actor.SubjectID
 	Chain() *actor.Chain
 	Context() context.Context
 	Authorize(ctx context.Context, cmd proxy.Command) (Pass, error)

@@ -46,13 +46,13 @@ type start struct {
 
 // parseStart reads the request that starts something. The objection, if any, refuses it before it is decided.
 func (c *connection) parseStart(r *ssh.Request) (start, *proxy.Objection) {
-	s := start{kind: r.Type, payload: r.Payload, cmd: proxy.Command{Kind: r.Type, Account: c.account}}
+	s := start{kind: r.Type, payload: r.Payload, cmd: proxy.Command{Kind: r.Type, Account: c.account.Name}}
 	malformed := func(format string, args ...any) (start, *proxy.Objection) {
 		return s, &proxy.Objection{Class: classMalformed, Reason: fmt.Sprintf(format, args...)}
 	}
 	if r.Type == "shell" {
 		s.cmd.Scrubbed, s.cmd.Check = "shell", opaque
-		s.cmd.Ops = []proxy.Op{c.e.op("shell", policy.Account(c.e.name, c.account), true)}
+		s.cmd.Ops = []proxy.Op{c.e.op("shell", policy.Account(c.e.name, c.account.Name), true)}
 		if len(r.Payload) > 0 {
 			return malformed("the request for a shell holds more than it may")
 		}
@@ -69,14 +69,14 @@ func (c *connection) parseStart(r *ssh.Request) (start, *proxy.Objection) {
 		return malformed("the command is not UTF-8 or holds a NUL, so what runs might differ from what is decided")
 	case r.Type == "exec":
 		s.cmd.Text, s.cmd.Scrubbed, s.cmd.Check = text, text, onlyRecording
-		s.cmd.Ops = []proxy.Op{c.e.op("exec", policy.Exec(c.e.name, c.account, text), true)}
+		s.cmd.Ops = []proxy.Op{c.e.op("exec", policy.Exec(c.e.name, c.account.Name, text), true)}
 	case text == "sftp":
 		s.sftp = true
 		s.cmd.Scrubbed, s.cmd.Check = "subsystem sftp", onlyRecording
-		s.cmd.Ops = []proxy.Op{c.e.op(proxy.VerbSFTP, policy.Account(c.e.name, c.account), false)}
+		s.cmd.Ops = []proxy.Op{c.e.op(proxy.VerbSFTP, policy.Account(c.e.name, c.account.Name), false)}
 	default:
 		s.cmd.Scrubbed, s.cmd.Check = "subsystem "+text, opaque
-		s.cmd.Ops = []proxy.Op{c.e.op("subsystem", policy.Subsystem(c.e.name, c.account, text), true)}
+		s.cmd.Ops = []proxy.Op{c.e.op("subsystem", policy.Subsystem(c.e.name, c.account.Name, text), true)}
 	}
 	return s, nil
 }

@@ -24,7 +24,14 @@ import (
 const (
 	DefaultStartupTimeout = 15 * time.Second
 	DefaultMaxConnections = 1000
-	DefaultMaxChannels    = 32
+	DefaultMaxChannels    = 16
+)
+
+// Limits of channels at once. One takes up to 4 MiB where both sides send and nobody reads: that is what the windows of
+// x/crypto/ssh allow.
+const (
+	maxChannelsOfUser = 64
+	maxChannels       = 512
 )
 
 // AnyAccount is the user name that leaves the choice of the account to the roles of the chain's user. An account of that name can't be
@@ -67,6 +74,7 @@ type Engine struct {
 	host  ssh.Signer
 	room  lobby.Room
 	slots chan struct{} // of sessions
+	seats seats
 }
 
 // New checks the configuration and makes an engine. It connects to nothing yet.

@@ -2,7 +2,7 @@ package sshd
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"io"
 	"net/netip"
 	"path"
@@ -32,11 +32,11 @@ type directSocket struct {
 }
 
 // destination is where a channel wants to be forwarded to, in its one canonical form, and what the target is asked for.
-func destination(n ssh.NewChannel) (to string, ask []byte, err error) {
-	if n.ChannelType() == "direct-tcpip" {
+func destination(kind string, data []byte) (to string, ask []byte, err error) {
+	if kind == "direct-tcpip" {
 		var d directTCP
-		if err := ssh.Unmarshal(n.ExtraData(), &d); err != nil {
-			return "", nil, fmt.Errorf("the request can't be read")
+		if err := ssh.Unmarshal(data, &d); err != nil {
+			return "", nil, errors.New("the request can't be read")
 		}
 		host := strings.ToLower(d.Host)
 		if ip, err := netip.ParseAddr(host); err == nil {
@@ -50,11 +50,11 @@ func destination(n ssh.NewChannel) (to string, ask []byte, err error) {
 		return to, ssh.Marshal(directTCP{host, d.Port, "127.0.0.1", 0}), actor.CheckForward(to)
 	}
 	var d directSocket
-	if err := ssh.Unmarshal(n.ExtraData(), &d); err != nil {
-		return "", nil, fmt.Errorf("the request can't be read")
+	if err := ssh.Unmarshal(data, &d); err != nil {
+		return "", nil, errors.New("the request can't be read")
 	}
 	if !path.IsAbs(d.Path) {
-		return "", nil, fmt.Errorf("the path of a socket must be absolute")
+		return "", nil, errors.New("the path of a socket must be absolute")
 	}
 	return d.Path, ssh.Marshal(directSocket{Path: d.Path}), actor.CheckForward(d.Path)
 }
@@ -62,15 +62,19 @@ func destination(n ssh.NewChannel) (to string, ask []byte, err error) {
 // serveForward decides one forwarded connection and relays it.
 func (c *connection) serveForward(ctx context.Context, n ssh.NewChannel) {
 	reject := func(r error) { _ = n.Reject(ssh.Prohibited, "deputy: "+clip(printable(r.Error()), 1024)) }
-	to, ask, err := destination(n)
-	cmd := proxy.Command{Kind: "forward", Account: c.account, Text: "forward " + to, Scrubbed: "forward " + clip(printable(to), 1024), Check: opaque}
+	to, ask, err := destination(n.ChannelType(), n.ExtraData())
+	cmd := proxy.Command{Kind: "forward", Account: c.account.Name, Text: "forward " + to, Scrubbed: "forward " + clip(printable(to), 1024), Check: opaque}
 	if err != nil {
 		reject(c.core.Refuse(ctx, cmd, proxy.Objection{Class: classMalformed, Reason: "where the forwarding leads to can't be decided: " + err.Error()}))
 		return
 	}
-	cmd.Ops = []proxy.Op{c.e.op("forward", policy.Forward(c.e.name, c.account, to), true)}
+	cmd.Ops = []proxy.Op{c.e.op("forward", policy.Forward(c.e.name, c.account.Name, to), true)}
 	if !c.e.cfg.Forwarding {
 		reject(c.core.Refuse(ctx, cmd, proxy.Objection{Class: classForwarding, Reason: "forwarding is off for this target"}))
+		return
+	}
+	if o := c.still(); o != nil {
+		reject(c.core.Refuse(ctx, cmd, *o))
 		return
 	}
 	pass, err := c.core.Authorize(ctx, cmd)

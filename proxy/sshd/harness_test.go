@@ -134,7 +134,6 @@ const goodCredential = "token~grant~grant"
 type ledger struct {
 	set    *policy.Set
 	roles  []string
-	cap    actor.Details
 	served atomic.Int64
 
 	mu       sync.Mutex
@@ -142,6 +141,19 @@ type ledger struct {
 	durable  func(ctx context.Context, cmd proxy.Command) error // where a decision becomes durable
 	sessions []*testSession
 	counts   map[string]int
+}
+
+// userRoles are what the user has now; become changes them, as a renewal does.
+func (l *ledger) userRoles() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.roles
+}
+
+func (l *ledger) become(roles ...string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.roles = roles
 }
 
 type event struct {
@@ -217,7 +229,10 @@ type testSession struct {
 }
 
 func (s *testSession) ID() string      { return s.id }
-func (s *testSession) Roles() []string { return s.l.roles }
+func (s *testSession) Roles() []string { return s.l.userRoles() }
+func (s *testSession) Owner() actor.SubjectID {
+	return actor.SubjectID{Issuer: "https://idp.test", Subject: "ada"}
+}
 func (s *testSession) Chain() *actor.Chain {
 	return &actor.Chain{Digest: "sha256-of-the-chain", Hops: []actor.Hop{{Kind: actor.HopAgent, ID: agentID}}}
 }
@@ -241,7 +256,7 @@ func (s *testSession) Authorize(ctx context.Context, cmd proxy.Command) (sshd.Pa
 	if s.ctx.Err() != nil {
 		return nil, s.refuse(cmd, &proxy.Refusal{Class: proxy.ClassRevoked, Reason: "revoked", Ended: true})
 	}
-	subject, err := policy.NewSubjectFromFacts(facts(s.l.roles))
+	subject, err := policy.NewSubjectFromFacts(facts(s.l.userRoles()))
 	if err != nil {
 		return nil, err
 	}
@@ -379,14 +394,8 @@ func worldOf(t testing.TB, host *testssh.Server, roles []string, change ...func(
 	w := &world{t: t, host: host, ca: testca.New(t, "mesh.test"), dir: t.TempDir()}
 	w.agent = w.ca.SVID(spiffeid.RequireFromString(agentID))
 	w.ledger = &ledger{set: policySet(t), roles: roles, counts: map[string]int{}}
-	svid := w.ca.SVID(w.ca.ID("/deputy/proxy/p1"), testca.Hosts("localhost", "127.0.0.1"))
-	cfg := sshd.Config{
-		Core: w.ledger, Target: spiffeid.RequireFromString("spiffe://mesh.test/target/web"),
-		TLS:      proxy.ServerTLS(svid, w.ca.Bundle(), w.ca.TrustDomain()),
-		Upstream: sshd.Upstream{Address: host.Address(), HostKeys: []ssh.PublicKey{host.HostKey}},
-		Accounts: []sshd.Account{{Name: host.Account, Key: host.UserKey}},
-		Logger:   slog.New(slog.NewTextHandler(&testLog{t}, &slog.HandlerOptions{Level: slog.LevelInfo})),
-	}
+	cfg := configOf(t, w.ca, host)
+	cfg.Core = w.ledger
 	for _, c := range change {
 		c(&cfg)
 	}
@@ -416,6 +425,25 @@ func worldOf(t testing.TB, host *testssh.Server, roles []string, change ...func(
 	})
 	w.writeFiles()
 	return w
+}
+
+// newConfig is one that works.
+func newConfig(t testing.TB, host *testssh.Server) sshd.Config {
+	t.Helper()
+	cfg := configOf(t, testca.New(t, "mesh.test"), host)
+	cfg.Core = &ledger{set: policySet(t), counts: map[string]int{}}
+	return cfg
+}
+
+func configOf(t testing.TB, ca *testca.CA, host *testssh.Server) sshd.Config {
+	t.Helper()
+	svid := ca.SVID(ca.ID("/deputy/proxy/p1"), testca.Hosts("localhost", "127.0.0.1"))
+	return sshd.Config{
+		Target: spiffeid.RequireFromString("spiffe://mesh.test/target/web"), TLS: proxy.ServerTLS(svid, ca.Bundle(), ca.TrustDomain()),
+		Upstream: sshd.Upstream{Address: host.Address(), HostKeys: []ssh.PublicKey{host.HostKey}},
+		Accounts: []sshd.Account{{Name: host.Account, Key: host.UserKey}},
+		Logger:   slog.New(slog.NewTextHandler(&testLog{t}, &slog.HandlerOptions{Level: slog.LevelInfo})),
+	}
 }
 
 type testLog struct{ t testing.TB }

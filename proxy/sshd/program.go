@@ -120,6 +120,9 @@ func (p *program) relay(ctx context.Context, s *sessionChannel) {
 	}
 	if ended.kind == "" {
 		p.complete(ctx, proxy.Outcome{Status: "cut"})
+		if p.c.core.Context().Err() == nil {
+			p.say("the target closed the connection, or this part of it, without saying how it ended")
+		}
 	}
 	_ = s.ch.CloseWrite()
 	select {

@@ -104,7 +104,7 @@ func (s *sessionChannel) request(ctx context.Context, r *ssh.Request) (start fun
 
 // refuseHelper refuses a forwarding that a channel asks for beside its command, which goes on. Clients ask without wanting an answer.
 func (s *sessionChannel) refuseHelper(ctx context.Context, r *ssh.Request, kind, reason string) {
-	refusal := s.c.core.Refuse(ctx, proxy.Command{Kind: kind, Scrubbed: r.Type, Account: s.c.account}, proxy.Objection{Class: classForwarding, Reason: reason})
+	refusal := s.c.core.Refuse(ctx, proxy.Command{Kind: kind, Scrubbed: r.Type, Account: s.c.account.Name}, proxy.Objection{Class: classForwarding, Reason: reason})
 	_ = r.Reply(false, nil)
 	s.say(refusal.Error())
 }
@@ -185,6 +185,9 @@ func (s *sessionChannel) pass(kind string, payload []byte) bool {
 // start decides and starts what the channel is for, and relays it to its end.
 func (s *sessionChannel) start(ctx context.Context, r *ssh.Request) {
 	what, objection := s.c.parseStart(r)
+	if objection == nil {
+		objection = s.c.still()
+	}
 	if objection == nil && what.sftp {
 		objection = &proxy.Objection{Class: classUnsupported, Reason: "the subsystem sftp isn't spoken here yet"}
 	}

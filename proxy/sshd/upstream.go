@@ -76,6 +76,11 @@ func (a Account) check() error {
 	return nil
 }
 
+// mayBeUsed says whether one of a user's roles may use the account.
+func (a Account) mayBeUsed(roles []string) bool {
+	return len(a.Roles) == 0 || slices.ContainsFunc(a.Roles, func(r string) bool { return slices.Contains(roles, r) })
+}
+
 func (u *Upstream) check() error {
 	host, _, err := net.SplitHostPort(u.Address)
 	if err != nil || host == "" {
@@ -178,11 +183,12 @@ func (e *Engine) signer(a Account, s Session) (ssh.Signer, error) {
 	return ssh.NewCertSigner(cert, inner)
 }
 
-// keyID is what the target's own log says of who came: the session, and the digest of the chain, by which the records are found.
+// keyID is what the target's own log says of who came: session and task, by which the records are found, the
+// digest of the credential that they rest on, and the agent.
 func keyID(s Session) string {
 	id := "deputy session=" + s.ID()
 	if c := s.Chain(); c != nil {
-		id += " chain=" + c.Digest + " agent=" + c.Leaf().ID
+		id += " task=" + c.Txn + " chain=" + c.Digest + " agent=" + c.Leaf().ID
 	}
 	return clip(id, 512)
 }

@@ -1,0 +1,22 @@
+package sshd
+
+import (
+	"io"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// VerifyHost asks what is asked of a target's host key.
+func VerifyHost(u *Upstream, key ssh.PublicKey) error {
+	return u.verify(time.Now)("x:22", nil, key)
+}
+
+// ReadPreface reads a credential.
+func ReadPreface(r io.Reader) (string, error) { return readPreface(r) }
+
+// Destination is where a channel direct-tcpip leads to.
+func Destination(host string, port uint32) (string, error) {
+	to, _, err := destination("direct-tcpip", ssh.Marshal(directTCP{Host: host, Port: port}))
+	return to, err
+}
