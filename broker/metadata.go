@@ -37,10 +37,13 @@ func (b *Broker) webHandler() http.Handler {
 		Issuer: b.cfg.Mesh, TokenEndpoint: b.cfg.TokenURL + "/token", RevocationEndpoint: b.cfg.TokenURL + "/revoke", KeysURL: base + "/jwks",
 		ResponseTypes: []string{}, GrantTypes: []string{"urn:ietf:params:oauth:grant-type:token-exchange"},
 		TokenAuthMethods: []string{"spiffe_x509"}, RevokeAuthMethods: []string{"spiffe_x509"}, BoundTokens: true,
-		DetailTypes: []string{actor.PostgresDetail{}.Type()},
+		DetailTypes: []string{actor.PostgresDetail{}.Type(), actor.SSHDetail{}.Type()},
 	}
 	for _, v := range actor.PostgresVerbs() {
 		m.Scopes = append(m.Scopes, "postgres:"+v)
+	}
+	for _, v := range actor.SSHVerbs() {
+		m.Scopes = append(m.Scopes, "ssh:"+v)
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /.well-known/oauth-authorization-server"+path, func(w http.ResponseWriter, _ *http.Request) {

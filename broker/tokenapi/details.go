@@ -35,22 +35,29 @@ func narrow(req exchangeRequest, ceiling actor.Details, at spiffeid.ID) (actor.D
 // withinScopes keeps the actions that scope names, spelled as in policy (postgres:select).
 func withinScopes(have actor.Details, scopes []string) (actor.Details, error) {
 	used := make(map[string]bool, len(scopes))
-	var out actor.Details
-	for _, d := range have {
-		pg, ok := d.(actor.PostgresDetail)
-		if !ok {
-			return nil, bad(codeScope, "request.scope", "scope can't be used with "+d.Type())
-		}
-		var keep []string
+	keep := func(kind string, actions []string) []string {
+		var out []string
 		for _, s := range scopes {
-			verb, ok := strings.CutPrefix(s, "postgres:")
-			if ok && slices.Contains(pg.Actions, verb) && !slices.Contains(keep, verb) {
-				keep, used[s] = append(keep, verb), true
+			verb, ok := strings.CutPrefix(s, kind)
+			if ok && slices.Contains(actions, verb) && !slices.Contains(out, verb) {
+				out, used[s] = append(out, verb), true
 			}
 		}
-		if len(keep) > 0 {
-			pg.Actions = keep
-			out = append(out, pg)
+		return out
+	}
+	var out actor.Details
+	for _, d := range have {
+		switch d := d.(type) {
+		case actor.PostgresDetail:
+			if d.Actions = keep("postgres:", d.Actions); len(d.Actions) > 0 {
+				out = append(out, d)
+			}
+		case actor.SSHDetail:
+			if d.Actions = keep("ssh:", d.Actions); len(d.Actions) > 0 {
+				out = append(out, d)
+			}
+		default:
+			return nil, bad(codeScope, "request.scope", "scope can't be used with "+d.Type())
 		}
 	}
 	for _, s := range scopes {

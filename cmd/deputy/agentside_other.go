@@ -24,6 +24,9 @@ func newLoginCommand() *cobra.Command  { return onlyLinux("login", "Sign in") }
 func newLogoutCommand() *cobra.Command { return onlyLinux("logout", "End the sign-in") }
 func newWhoamiCommand() *cobra.Command { return onlyLinux("whoami", "Say who is signed in") }
 func newRunCommand() *cobra.Command    { return onlyLinux("run", "Run a program as an agent") }
+func newConnectCommand() *cobra.Command {
+	return onlyLinux("connect", "Bring an SSH client to a target")
+}
 func newRevokeCommand() *cobra.Command { return onlyLinux("revoke", "End credentials and connections") }
 func newPolicyPublishCommand() *cobra.Command {
 	return onlyLinux("publish", "Publish a signed policy set at the broker")

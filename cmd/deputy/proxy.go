@@ -239,6 +239,12 @@ func (c *proxyConfig) core(ident *identity, state *proxy.State, tokens actor.Ide
 // readSecrets reads the passwords and client certificates of all accounts.
 func (c *proxyConfig) readSecrets(config string) error {
 	for _, t := range c.Targets {
+		if t.SSH != nil {
+			if err := t.SSH.readSecrets(config); err != nil {
+				return fmt.Errorf("target %s: %w", t.Name, err)
+			}
+			continue
+		}
 		for i := range t.Postgres.Accounts {
 			a := &t.Postgres.Accounts[i]
 			if err := a.readSecrets(config); err != nil {
@@ -250,6 +256,9 @@ func (c *proxyConfig) readSecrets(config string) error {
 }
 
 func (t *targetConfig) engine(config string, td spiffeid.TrustDomain, core *proxy.Core, name target.Name, pool *sqlparse.Pool, server *tls.Config, logger *slog.Logger) (proxy.Engine, error) {
+	if t.SSH != nil {
+		return t.sshEngine(config, td, core, name, server, logger)
+	}
 	p := t.Postgres
 	cas, err := readPool(beside(config, p.CAFile))
 	if err != nil {

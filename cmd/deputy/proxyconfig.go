@@ -51,6 +51,7 @@ type targetConfig struct {
 	MaxActors   int                `yaml:"max_actors,omitempty"`
 	Delegations []delegationConfig `yaml:"delegations,omitempty"`
 	Postgres    *postgresConfig    `yaml:"postgres,omitempty"`
+	SSH         *sshConfig         `yaml:"ssh,omitempty"`
 }
 
 // delegationConfig allows grants to others than direct children, as path patterns such as /agent/planner/*.
@@ -178,27 +179,39 @@ func (t *targetConfig) check(path string) error {
 			return fieldError(at, "%v", err)
 		}
 	}
-	if t.Kind != "postgres" {
-		return fieldError(path+".kind", "postgres is expected; this version has no engine for other kinds")
+	switch t.Kind {
+	case "postgres":
+		if t.SSH != nil {
+			return fieldError(path+".ssh", "this stands at a target of the kind ssh only")
+		}
+		return t.Postgres.check(path + ".postgres")
+	case "ssh":
+		if t.Postgres != nil {
+			return fieldError(path+".postgres", "this stands at a target of the kind postgres only")
+		}
+		return t.SSH.check(path + ".ssh")
 	}
-	p := t.Postgres
+	return fieldError(path+".kind", "postgres or ssh is expected; this version has no engine for other kinds")
+}
+
+func (p *postgresConfig) check(path string) error {
 	if p == nil {
-		return fieldError(path+".postgres", "address, ca_file, databases and accounts are expected")
+		return fieldError(path, "address, ca_file, databases and accounts are expected")
 	}
-	if err := checkAddress(path+".postgres.address", p.Address); err != nil {
+	if err := checkAddress(path+".address", p.Address); err != nil {
 		return err
 	}
 	if p.CAFile == "" {
-		return fieldError(path+".postgres.ca_file", "the CA of the server's certificate is expected: upstream connections are always verified")
+		return fieldError(path+".ca_file", "the CA of the server's certificate is expected: upstream connections are always verified")
 	}
 	if len(p.Databases) == 0 {
-		return fieldError(path+".postgres.databases", "at least one database is expected")
+		return fieldError(path+".databases", "at least one database is expected")
 	}
 	if len(p.Accounts) == 0 {
-		return fieldError(path+".postgres.accounts", "at least one account is expected (name, password_file, roles)")
+		return fieldError(path+".accounts", "at least one account is expected (name, password_file, roles)")
 	}
 	for i, a := range p.Accounts {
-		if err := a.check(fmt.Sprintf("%s.postgres.accounts[%d]", path, i)); err != nil {
+		if err := a.check(fmt.Sprintf("%s.accounts[%d]", path, i)); err != nil {
 			return err
 		}
 	}

@@ -40,7 +40,8 @@ func newRunCommand() *cobra.Command {
 		Long: "run gives a program an identity of its own, on behalf of the signed-in user or, inside an agent, of that agent,\n" +
 			"and local listeners for its targets. Its exit status is the program's; 125 to 127 are run's own failures.\n" +
 			"Without --allow or --cap a first-level agent may do what its user may. What an agent gives away can only be less\n" +
-			"than what it has. Actions are " + strings.Join(actor.PostgresVerbs(), ", ") + ".",
+			"than what it has. Actions are, in a database, " + strings.Join(actor.PostgresVerbs(), ", ") + ";\n" +
+			"on a host, " + strings.Join(actor.SSHVerbs(), ", ") + ".",
 		Example: "  deputy run --as planner --target orders-db --purpose \"q3 refunds\" -- psql -c \"SELECT 1\"\n" +
 			"  deputy run --as planner --allow orders-db:select:shop:public.orders,public.customers -- ./agent\n" +
 			"  deputy run --as planner -- deputy run --as researcher --ttl 10m -- ./agent",
@@ -71,7 +72,7 @@ func newRunCommand() *cobra.Command {
 	f.StringArrayVar(&o.targets, "target", nil, "a target it may reach (repeat; default: all of the configuration, or of the parent)")
 	f.StringVar(&o.purpose, "purpose", "", "what for: it stands in every record")
 	f.StringVar(&o.capFile, "cap", "", "`file` with the capabilities to grant (RFC 9396 array)")
-	f.StringArrayVar(&o.allow, "allow", nil, "a capability: TARGET:ACTION,...[:DATABASE[:SCHEMA.TABLE,...]] (repeat)")
+	f.StringArrayVar(&o.allow, "allow", nil, "a capability: TARGET:ACTION,...[:DATABASE[:SCHEMA.TABLE,...]], or TARGET:ACTION,...[:ACCOUNT,...] for a host (repeat)")
 	f.IntVar(&o.left, "left", -1, "how often it may be delegated further (default: 3, or one less than the parent's)")
 	f.Lookup("left").DefValue = "0" // the text says what the default is
 	f.DurationVar(&o.ttl, "ttl", 0, "for how long, at most, such as 10m (default: as long as its parent may act)")
@@ -123,7 +124,7 @@ func runAgent(ctx context.Context, o runOptions, argv []string, errOut io.Writer
 	if r.Delegation.Left < 0 {
 		r.Delegation.Left = defaultLeft
 	}
-	if r.Delegation.Cap, err = capabilities(o, mesh.TrustDomain); err != nil {
+	if r.Delegation.Cap, err = capabilities(o, mesh.TrustDomain, mesh.Targets); err != nil {
 		return failed, err
 	}
 	var known []string
@@ -152,7 +153,7 @@ func runInside(ctx context.Context, socket string, o runOptions, r supervise.Req
 		if err != nil {
 			return runFailed, err
 		}
-		if r.Delegation.Cap, err = capabilities(o, d.ID.TrustDomain()); err != nil {
+		if r.Delegation.Cap, err = capabilities(o, d.ID.TrustDomain(), d.Targets); err != nil {
 			return runFailed, err
 		}
 		var known []string
@@ -189,7 +190,7 @@ func (c *agentConfig) mesh() (supervise.Mesh, error) {
 }
 
 // capabilities reads --cap or --allow; nil when neither was given.
-func capabilities(o runOptions, td spiffeid.TrustDomain) (actor.Details, error) {
+func capabilities(o runOptions, td spiffeid.TrustDomain, targets []client.Target) (actor.Details, error) {
 	if o.capFile != "" {
 		f, err := os.Open(o.capFile)
 		if err != nil {
@@ -208,7 +209,7 @@ func capabilities(o runOptions, td spiffeid.TrustDomain) (actor.Details, error) 
 	}
 	var out actor.Details
 	for _, a := range o.allow {
-		d, err := parseAllow(a, td)
+		d, err := parseAllow(a, td, targets)
 		if err != nil {
 			return nil, fmt.Errorf("--allow %q: %w", a, err)
 		}
@@ -240,9 +241,13 @@ func checkReach(targets, known []string, capability actor.Details) error {
 	return nil
 }
 
-// parseAllow reads TARGET:ACTION,...[:DATABASE[:SCHEMA.TABLE,...]]; * stands for any database.
-func parseAllow(s string, td spiffeid.TrustDomain) (actor.Detail, error) {
+// parseAllow reads TARGET:ACTION,...[:DATABASE[:SCHEMA.TABLE,...]], where * stands for any database, or TARGET:ACTION,...[:ACCOUNT,...] for
+// a target that is a host.
+func parseAllow(s string, td spiffeid.TrustDomain, targets []client.Target) (actor.Detail, error) {
 	parts := strings.Split(s, ":")
+	if slices.ContainsFunc(targets, func(t client.Target) bool { return t.Name == parts[0] && t.Kind == "ssh" }) {
+		return parseAllowHost(parts, td)
+	}
 	if len(parts) < 2 || len(parts) > 4 {
 		return nil, fmt.Errorf("TARGET:ACTION,...[:DATABASE[:SCHEMA.TABLE,...]] is expected, such as orders-db:select:shop:public.*")
 	}
@@ -256,6 +261,21 @@ func parseAllow(s string, td spiffeid.TrustDomain) (actor.Detail, error) {
 	}
 	if len(parts) > 3 {
 		d.Tables = strings.Split(parts[3], ",")
+	}
+	return d, actor.Details{d}.Validate()
+}
+
+func parseAllowHost(parts []string, td spiffeid.TrustDomain) (actor.Detail, error) {
+	if len(parts) < 2 || len(parts) > 3 {
+		return nil, errors.New("TARGET:ACTION,...[:ACCOUNT,...] is expected, such as web:sftp-read,sftp-list:deploy; commands and paths go into --cap")
+	}
+	id, err := actor.TargetID(td, parts[0])
+	if err != nil {
+		return nil, err
+	}
+	d := actor.SSHDetail{Locations: []spiffeid.ID{id}, Actions: strings.Split(parts[1], ",")}
+	if len(parts) == 3 {
+		d.Accounts = strings.Split(parts[2], ",")
 	}
 	return d, actor.Details{d}.Validate()
 }

@@ -12,7 +12,10 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/deputymesh/deputy/actor"
+	"github.com/deputymesh/deputy/client"
 )
+
+var hosts = []client.Target{{Name: "orders-db", Kind: "postgres"}, {Name: "web", Kind: "ssh"}}
 
 func TestAllowIsReadAsACapability(t *testing.T) {
 	td := spiffeid.RequireTrustDomainFromString("corp.example")
@@ -23,7 +26,7 @@ func TestAllowIsReadAsACapability(t *testing.T) {
 		"orders-db:select:*:public.*,sales.orders":  `{` + loc + `"actions":["select"],"tables":["public.*","sales.orders"]}`,
 		"orders-db:select:shop,archive:public.shop": `{` + loc + `"actions":["select"],"databases":["shop","archive"],"tables":["public.shop"]}`,
 	} {
-		d, err := parseAllow(in, td)
+		d, err := parseAllow(in, td, hosts)
 		if err != nil {
 			t.Errorf("%s: %v", in, err)
 			continue
@@ -32,11 +35,23 @@ func TestAllowIsReadAsACapability(t *testing.T) {
 			t.Errorf("%s:\ngot  %s\nwant %s", in, got, want)
 		}
 	}
+	const host = `"type":"deputy_ssh","locations":["spiffe://corp.example/target/web"],`
 	for in, want := range map[string]string{
+		"web:exec":                   `{` + host + `"actions":["exec"]}`,
+		"web:sftp-read,exec:deploy":  `{` + host + `"actions":["sftp-read","exec"],"accounts":["deploy"]}`,
+		"web:sftp-read:deploy,admin": `{` + host + `"actions":["sftp-read"],"accounts":["deploy","admin"]}`,
+	} {
+		d, err := parseAllow(in, td, hosts)
+		if got, _ := json.Marshal(d); err != nil || string(got) != want {
+			t.Errorf("%s: %v\ngot  %s\nwant %s", in, err, got, want)
+		}
+	}
+	for in, want := range map[string]string{
+		"web": "is expected", "web:exec:deploy:uptime": "--cap", "web:select": `unknown action "select"`, "web:exec:": "account", "orders-db:exec": "unknown action",
 		"orders-db": "is expected", "": "is expected", "a:b:c:d:e": "is expected", "Orders:select": "Orders", "orders-db:fly": `unknown action "fly"`,
 		"orders-db:select:shop:orders": "not schema.table", "orders-db:select:": "identifier", "orders-db::shop": "unknown action",
 	} {
-		if d, err := parseAllow(in, td); err == nil || !strings.Contains(err.Error(), want) {
+		if d, err := parseAllow(in, td, hosts); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: got %v, %v; want %q", in, d, err, want)
 		}
 	}
@@ -44,7 +59,7 @@ func TestAllowIsReadAsACapability(t *testing.T) {
 
 func TestCapabilitiesForOtherTargetsAreRefused(t *testing.T) {
 	td := spiffeid.RequireTrustDomainFromString("corp.example")
-	orders, err := parseAllow("orders-db:select", td)
+	orders, err := parseAllow("orders-db:select", td, hosts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,17 +95,17 @@ func TestCapabilityFile(t *testing.T) {
 		}
 	}
 	write(`[{"type":"deputy_postgres","locations":["spiffe://corp.example/target/orders-db"],"actions":["select"]}]`)
-	d, err := capabilities(runOptions{capFile: path}, td)
+	d, err := capabilities(runOptions{capFile: path}, td, nil)
 	if err != nil || len(d) != 1 {
 		t.Errorf("got %v, %v", d, err)
 	}
 	for _, bad := range []string{"", "[]", "{}", `[{"type":"root"}]`, `[{"type":"deputy_postgres","type":"deputy_postgres"}]`} {
 		write(bad)
-		if _, err := capabilities(runOptions{capFile: path}, td); err == nil {
+		if _, err := capabilities(runOptions{capFile: path}, td, nil); err == nil {
 			t.Errorf("%q was taken", bad)
 		}
 	}
-	if d, err := capabilities(runOptions{}, td); d != nil || err != nil {
+	if d, err := capabilities(runOptions{}, td, nil); d != nil || err != nil {
 		t.Errorf("nothing said: %v, %v", d, err)
 	}
 }

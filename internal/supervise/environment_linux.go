@@ -26,6 +26,9 @@ func (s *Supervisor) Environment(base []string) []string {
 	if inside || len(s.listeners) > 0 {
 		drop = append(drop, postgresVariables...)
 	}
+	if inside || s.sshConfig != "" {
+		drop = append(drop, sshVariables...)
+	}
 	var env []string
 	for _, e := range base {
 		if name, _, ok := strings.Cut(e, "="); ok && !slices.Contains(drop, name) {
@@ -34,6 +37,7 @@ func (s *Supervisor) Environment(base []string) []string {
 	}
 	socket := "unix://" + s.SocketPath()
 	env = append(env, client.SocketVariable+"="+socket, workloadVariable+"="+socket)
+	env = append(env, s.sshEnvironment()...)
 	if len(s.listeners) == 0 {
 		return env
 	}

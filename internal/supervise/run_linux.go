@@ -212,14 +212,16 @@ func (m Mesh) restrict(names []string) (Mesh, error) {
 func (m Mesh) everything() (actor.Details, error) {
 	var out actor.Details
 	for _, t := range m.Targets {
-		if t.Kind != "postgres" {
-			continue
-		}
 		id, err := actor.TargetID(m.TrustDomain, t.Name)
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, actor.PostgresDetail{Locations: []spiffeid.ID{id}, Actions: actor.PostgresVerbs()})
+		switch t.Kind {
+		case "postgres":
+			out = append(out, actor.PostgresDetail{Locations: []spiffeid.ID{id}, Actions: actor.PostgresVerbs()})
+		case "ssh":
+			out = append(out, actor.SSHDetail{Locations: []spiffeid.ID{id}, Actions: actor.SSHVerbs()})
+		}
 	}
 	if len(out) == 0 {
 		return nil, errors.New("no target to grant anything on: name one in the configuration, or say what is allowed with --cap")

@@ -66,6 +66,7 @@ type Supervisor struct {
 	server    *grpc.Server
 	streams   *streamDesk
 	listeners []*pgListener
+	sshConfig string // of the run; "" without SSH targets
 
 	// marks are what the agent's program, and all that it starts, is restrained by; nil before it starts.
 	marks   atomic.Pointer[kernel.Restraints]
@@ -127,6 +128,9 @@ func (s *Supervisor) start(ctx context.Context) error {
 		return c
 	}})
 	if err != nil {
+		return err
+	}
+	if err := s.openSSH(); err != nil {
 		return err
 	}
 	if err := s.openListeners(ctx); err != nil {

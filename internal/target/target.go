@@ -71,13 +71,17 @@ func (n Name) ID(td spiffeid.TrustDomain) spiffeid.ID {
 // Kind is the protocol that a target speaks.
 type Kind string
 
-// Postgres is the only kind with an engine so far.
-const Postgres Kind = "postgres"
+// The kinds with an engine.
+const (
+	Postgres Kind = "postgres"
+	SSH      Kind = "ssh"
+)
 
 // ParseKind reads a kind as it stands in configuration.
 func ParseKind(s string) (Kind, error) {
-	if Kind(s) == Postgres {
-		return Postgres, nil
+	switch k := Kind(s); k {
+	case Postgres, SSH:
+		return k, nil
 	}
-	return "", fmt.Errorf("target kind %q is not supported: want %q", s, Postgres)
+	return "", fmt.Errorf("target kind %q is not supported: want %q or %q", s, Postgres, SSH)
 }

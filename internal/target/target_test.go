@@ -31,10 +31,12 @@ func TestNames(t *testing.T) {
 			t.Errorf("%q became %v", s, n)
 		}
 	}
-	if _, err := target.ParseKind("postgres"); err != nil {
-		t.Error(err)
+	for _, kind := range []string{"postgres", "ssh"} {
+		if _, err := target.ParseKind(kind); err != nil {
+			t.Error(err)
+		}
 	}
-	if _, err := target.ParseKind("ssh"); err == nil {
-		t.Error("ssh has no engine yet")
+	if _, err := target.ParseKind("kube"); err == nil {
+		t.Error("kube has no engine yet")
 	}
 }

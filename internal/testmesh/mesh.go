@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/deputymesh/deputy/internal/testpg"
+	"github.com/deputymesh/deputy/internal/testssh"
 )
 
 // Names that every mesh has.
@@ -66,6 +67,7 @@ type settings struct {
 	edits   map[string]func(string) string
 	pg      *testpg.Server
 	policy  string
+	host    *testssh.Server
 }
 
 // Option changes what Start makes.
@@ -123,6 +125,9 @@ func Start(t testing.TB, options ...Option) *Mesh {
 	if s.second {
 		m.splitProxy()
 	}
+	if s.host != nil {
+		m.addHost(s.host)
+	}
 	for _, role := range m.roles() {
 		// Small files: with the race detector it takes seconds to read the usual ones.
 		m.EditConfig(t, role, func(c string) string {
@@ -163,6 +168,16 @@ func (m *Mesh) agentUIDs() string {
 	return fmt.Sprintf("%d-%d", first, first+99)
 }
 
+// AgentUIDs are the uids that isolated agents of this mesh get.
+func (m *Mesh) AgentUIDs() []int {
+	first := 100_000 + 100*m.base
+	out := make([]int, 100)
+	for i := range out {
+		out[i] = first + i
+	}
+	return out
+}
+
 // runtimeDirs holds the runtime folders of the sessions.
 func (m *Mesh) runtimeDirs() string { return filepath.Join(m.Root, "r") }
 
@@ -194,9 +209,9 @@ func (m *Mesh) EditConfig(t testing.TB, role string, change func(string) string)
 	}
 }
 
-// Address of a listener: web, token, feed, renewal, target or other-target, or second-renewal.
+// Address of a listener: web, token, feed, renewal, target or other-target, second-renewal, or host.
 func (m *Mesh) Address(listener string) string {
-	offset, ok := map[string]int{"web": 0, "token": 1, "feed": 2, "renewal": 3, "target": 4, "other-target": 5, "second-renewal": 6}[listener]
+	offset, ok := map[string]int{"web": 0, "token": 1, "feed": 2, "renewal": 3, "target": 4, "other-target": 5, "second-renewal": 6, "host": 7}[listener]
 	if !ok {
 		panic("testmesh: no listener " + listener)
 	}
