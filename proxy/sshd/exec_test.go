@@ -37,12 +37,12 @@ func TestACommandIsDecidedBeforeItStarts(t *testing.T) {
 func TestWhatIsNotDurableDoesNotStart(t *testing.T) {
 	w := newWorld(t, ops)
 	mark := w.host.Files + "/started"
-	w.ledger.durable = func(_ context.Context, cmd proxy.Command) error {
+	w.ledger.becomesDurable(func(_ context.Context, cmd proxy.Command) error {
 		if cmd.Kind == "exec" {
 			return &proxy.Refusal{Class: proxy.ClassEvidence, Reason: "this couldn't be recorded, so it isn't allowed"}
 		}
 		return nil
-	}
+	})
 	r := w.ssh("", "web", "touch "+mark)
 	if r.code != 126 || !strings.Contains(r.err, "couldn't be recorded") || !strings.Contains(r.err, "record: none") {
 		t.Errorf("%s", r)

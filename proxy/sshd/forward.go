@@ -94,8 +94,11 @@ func (c *connection) serveForward(ctx context.Context, n ssh.NewChannel) {
 		_ = n.Reject(ssh.ConnectionFailed, "deputy: the target didn't open it (record: "+pass.RecordID().String()+")")
 		return
 	}
-	fromTarget := requests
-	c.tasks.Go(func() { ssh.DiscardRequests(fromTarget) })
+	fromTarget, targetGone := requests, make(chan struct{})
+	c.tasks.Go(func() {
+		ssh.DiscardRequests(fromTarget)
+		close(targetGone)
+	})
 	agent, requests, err := n.Accept()
 	if err != nil {
 		_ = up.Close()
@@ -114,6 +117,9 @@ func (c *connection) serveForward(ctx context.Context, n ssh.NewChannel) {
 		if err != nil {
 			_ = up.Close()
 		}
+		// The target may have ended one direction only.
+		<-targetGone
+		_ = agent.Close()
 	})
 	// Whoever closes its channel ends both: half of a connection is only left by CloseWrite.
 	gone := make(chan struct{})

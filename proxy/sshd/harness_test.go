@@ -138,9 +138,16 @@ type ledger struct {
 
 	mu       sync.Mutex
 	events   []event
-	durable  func(ctx context.Context, cmd proxy.Command) error // where a decision becomes durable
+	durable  func(ctx context.Context, cmd proxy.Command) error // guarded by mu: where a decision becomes durable
 	sessions []*testSession
 	counts   map[string]int
+}
+
+// becomesDurable sets what happens where a decision becomes durable.
+func (l *ledger) becomesDurable(f func(context.Context, proxy.Command) error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.durable = f
 }
 
 // userRoles are what the user has now; become changes them, as a renewal does.
@@ -315,8 +322,11 @@ func (p *testPass) Wait(ctx context.Context) error {
 	if p.durable.Load() {
 		return nil
 	}
-	if p.s.l.durable != nil {
-		if err := p.s.l.durable(ctx, p.cmd); err != nil {
+	p.s.l.mu.Lock()
+	durable := p.s.l.durable
+	p.s.l.mu.Unlock()
+	if durable != nil {
+		if err := durable(ctx, p.cmd); err != nil {
 			return err
 		}
 	}

@@ -92,13 +92,13 @@ func TestNothingStartsInASessionThatIsOver(t *testing.T) {
 	w := newWorld(t, ops)
 	c := w.client()
 	deciding, decided := make(chan struct{}), make(chan struct{})
-	w.ledger.durable = func(_ context.Context, cmd proxy.Command) error {
+	w.ledger.becomesDurable(func(_ context.Context, cmd proxy.Command) error {
 		if cmd.Kind == "exec" {
 			close(deciding)
 			<-decided
 		}
 		return nil
-	}
+	})
 	s, err := c.NewSession()
 	if err != nil {
 		t.Fatal(err)
@@ -195,6 +195,54 @@ func TestManyChannelsShareAConnectionUpToALimit(t *testing.T) {
 	if s, err := c.NewSession(); err == nil {
 		if s.Start("echo one") != nil || s.Start("echo two") == nil {
 			t.Error("a channel takes two commands")
+		}
+	}
+}
+
+// All connections of one user's agents share a bound: each channel may take memory.
+func TestOneUsersChannelsAreBounded(t *testing.T) {
+	w := newWorld(t, ops, func(c *sshd.Config) { c.MaxChannels = 40 })
+	first, second := w.client(), w.client()
+	var open []*ssh.Session
+	for i := range 64 {
+		c := first
+		if i >= 32 {
+			c = second
+		}
+		s, err := c.NewSession()
+		if err != nil {
+			t.Fatalf("channel %d: %v", i, err)
+		}
+		open = append(open, s)
+	}
+	if _, err := second.NewSession(); err == nil || !strings.Contains(err.Error(), "too many channels are open to this target") {
+		t.Errorf("one more: %v", err)
+	}
+	_ = open[0].Close()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		s, err := second.NewSession()
+		if err == nil {
+			_ = s.Close()
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("after one was closed: %v", err)
+		}
+	}
+	// A connection that ends gives all of its places back.
+	_ = first.Close()
+	_ = second.Close()
+	w.ledger.await(t, "closed", "client")
+	third := w.client()
+	for i := range 40 {
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+			_, err := third.NewSession()
+			if err == nil {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("channel %d of a new connection: %v", i, err)
+			}
 		}
 	}
 }

@@ -2,6 +2,7 @@ package sshd
 
 import (
 	"context"
+	"errors"
 	"io"
 	"sync"
 
@@ -116,7 +117,7 @@ func (s *sessionChannel) say(text string) {
 
 func (s *sessionChannel) askPTY(payload []byte) bool {
 	var p ptyRequest
-	if s.started || len(payload) > maxPTYRequest || ssh.Unmarshal(payload, &p) != nil || !s.c.e.isTerminal(p.Term) {
+	if s.started || len(payload) > maxPTYRequest || ssh.Unmarshal(payload, &p) != nil || !isTerminal(p.Term) {
 		return false
 	}
 	s.mu.Lock()
@@ -128,8 +129,18 @@ func (s *sessionChannel) askPTY(payload []byte) bool {
 	return true
 }
 
+// terminal is the request for the terminal that the agent asked for, in its present size; nil if it asked for none.
+func (s *sessionChannel) terminal() []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pty == nil {
+		return nil
+	}
+	return ssh.Marshal(s.pty)
+}
+
 // isTerminal says whether a terminal's name is one: it becomes the variable TERM.
-func (e *Engine) isTerminal(name string) bool {
+func isTerminal(name string) bool {
 	if len(name) > 64 {
 		return false
 	}
@@ -189,7 +200,7 @@ func (s *sessionChannel) start(ctx context.Context, r *ssh.Request) {
 		objection = s.c.still()
 	}
 	if objection == nil && what.sftp {
-		objection = &proxy.Objection{Class: classUnsupported, Reason: "the subsystem sftp isn't spoken here yet"}
+		objection = &proxy.Objection{Class: classUnsupported, Reason: "the subsystem sftp isn't spoken here: its requests can't be decided one by one; copy with scp -O or rsync"}
 	}
 	if objection != nil {
 		s.refuse(r, s.c.core.Refuse(ctx, what.cmd, *objection).Error())
@@ -208,7 +219,11 @@ func (s *sessionChannel) start(ctx context.Context, r *ssh.Request) {
 	p, err := s.launch(what, pass)
 	if err != nil {
 		s.c.log.InfoContext(ctx, "the target didn't start a command", "kind", what.kind, "error", err)
-		_ = pass.Completed(ctx, proxy.Outcome{Status: "error", Code: classTarget})
+		o := proxy.Outcome{Status: "error", Code: classTarget}
+		if errors.Is(err, errOver) {
+			o = proxy.Outcome{Status: "not_sent"}
+		}
+		_ = pass.Completed(ctx, o)
 		s.refuse(r, "the target didn't start it (record: "+pass.RecordID().String()+")")
 		return
 	}
@@ -243,11 +258,8 @@ func (s *sessionChannel) launch(what start, pass Pass) (*program, error) {
 			return fail(err)
 		}
 	}
-	s.mu.Lock()
-	pty := s.pty
-	s.mu.Unlock()
-	if pty != nil {
-		if ok, err := ch.SendRequest("pty-req", true, ssh.Marshal(pty)); err != nil || !ok {
+	if pty := s.terminal(); pty != nil {
+		if ok, err := ch.SendRequest("pty-req", true, pty); err != nil || !ok {
 			return fail(refusedBy("a terminal", err))
 		}
 	}
