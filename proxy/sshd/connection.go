@@ -152,7 +152,7 @@ func (c *connection) serveRequests(ctx context.Context) {
 			_ = r.Reply(true, nil)
 		case "tcpip-forward", "streamlocal-forward@openssh.com":
 			// SSH has no words for the answer; the record has.
-			c.core.Refuse(ctx, proxy.Command{Kind: "remote-forward", Scrubbed: r.Type, Account: c.account.Name},
+			_ = c.core.Refuse(ctx, proxy.Command{Kind: "remote-forward", Scrubbed: r.Type, Account: c.account.Name},
 				proxy.Objection{Class: classForwarding, Reason: "forwarding from the target to the agent isn't done here"})
 			_ = r.Reply(false, nil)
 		default:

@@ -280,9 +280,7 @@ func (s *sessionChannel) launch(what start, pass Pass) (*program, error) {
 	}
 	s.mu.Unlock()
 	for _, b := range before {
-		if _, err := ch.SendRequest(b.kind, false, b.payload); err != nil {
-			break
-		}
+		_, _ = ch.SendRequest(b.kind, false, b.payload) // where the target has gone, its end says so
 	}
 	return p, nil
 }
