@@ -133,17 +133,15 @@ func (q *quota) take(txn string, user owner, n int, owed bool) error {
 	} else {
 		b.user = user
 	}
+	// The share is charged last: what the task's own budget refuses is written nowhere, and must not fill it.
+	if !owed && (b.records.TokensAt(now) < 1 || b.bytes.TokensAt(now) < float64(n)) {
+		return ErrOverQuota
+	}
 	if !q.share(user, n, now, owed) {
 		return ErrOverShare
 	}
-	if owed {
-		// Going into debt would need negative tokens; using up what is there has the same effect on what follows.
-		b.records.AllowN(now, 1)
-		b.bytes.AllowN(now, min(n, q.cfg.ByteBurst))
-		return nil
-	}
-	if b.records.TokensAt(now) < 1 || b.bytes.TokensAt(now) < float64(n) || !b.records.AllowN(now, 1) || !b.bytes.AllowN(now, n) {
-		return ErrOverQuota
-	}
+	// For what is owed, going into debt would need negative tokens; using up what is there has the same effect on what follows.
+	b.records.AllowN(now, 1)
+	b.bytes.AllowN(now, min(n, q.cfg.ByteBurst))
 	return nil
 }

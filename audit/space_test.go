@@ -92,6 +92,36 @@ func TestTheLogLeavesSpaceToOthers(t *testing.T) {
 	}
 }
 
+// What is refused for its rate takes no room, so it takes none of its user's share either: one task that runs wild doesn't end the
+// day of her others.
+func TestWhatIsRefusedIsNotCharged(t *testing.T) {
+	d := &measured{disk: newDisk(), total: 4 << 30}
+	cfg := diskConfig(t, d.disk)
+	clock := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+	cfg.FS, cfg.SegmentSize, cfg.Now = d, 16<<20, func() time.Time { return clock }
+	q := audit.DefaultQuota()
+	q.RecordsPerSecond, q.RecordBurst = 1, 5
+	q.DiskShare = 1.0 / 64 // of some 4 GB
+	cfg.Quota = &q
+	l, err := audit.Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Repeat("x", 64<<10)
+	for n := range 1500 { // 94 MB in all
+		r := allow(testChain("wild"))
+		r.Event.(*audit.Decision).Statement = &audit.Text{Scrubbed: text, Bytes: len(text)}
+		_, err := l.Append(context.Background(), r)
+		if n < 5 && err != nil || n >= 5 && (!errors.Is(err, audit.ErrOverQuota) || errors.Is(err, audit.ErrOverShare)) {
+			t.Fatalf("append %d: %v", n, err)
+		}
+	}
+	mustAppend(t, l, allow(testChain("another of hers")))
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // However many tasks a user opens, a day of his takes a share of what is left of the disk, and the others find the rest.
 func TestOneUserCannotFillTheDisk(t *testing.T) {
 	d := &measured{disk: newDisk(), total: 4 << 30}
