@@ -297,6 +297,34 @@ func TestHeartbeatsAndAggregates(t *testing.T) {
 	t.Fatal("no heartbeat in ten seconds")
 }
 
+// Whoever is refused learns which limit it was: fewer records and smaller ones are different ways out.
+func TestARefusalByTheQuotaSaysWhichLimit(t *testing.T) {
+	cfg := audittest.Config(t)
+	clock := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+	cfg.Now = func() time.Time { return clock }
+	cfg.Quota = &audit.QuotaConfig{RecordsPerSecond: 1, RecordBurst: 40, BytesPerSecond: 1, ByteBurst: 1 << 20, MaxTrees: 10}
+	l := audittest.OpenConfig(t, cfg)
+	until := func(txn string, size int) (err error) {
+		for range 41 {
+			r := allow(testChain(txn))
+			r.Event.(*audit.Decision).Statement = &audit.Text{Scrubbed: strings.Repeat("x", size), Bytes: size}
+			if _, err = l.Append(t.Context(), r); err != nil {
+				break
+			}
+		}
+		return err
+	}
+	if err := until("large", 64<<10); !errors.Is(err, audit.ErrOverBytes) || !errors.Is(err, audit.ErrOverQuota) {
+		t.Errorf("large records: %v", err)
+	}
+	if err := until("many", 1); !errors.Is(err, audit.ErrOverQuota) || errors.Is(err, audit.ErrOverBytes) || errors.Is(err, audit.ErrOverShare) {
+		t.Errorf("many records: %v", err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestOneTreeCannotFillTheLog(t *testing.T) {
 	cfg := audittest.Config(t)
 	clock := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)

@@ -134,8 +134,12 @@ func (q *quota) take(txn string, user owner, n int, owed bool) error {
 		b.user = user
 	}
 	// The share is charged last: what the task's own budget refuses is written nowhere, and must not fill it.
-	if !owed && (b.records.TokensAt(now) < 1 || b.bytes.TokensAt(now) < float64(n)) {
+	switch {
+	case owed:
+	case b.records.TokensAt(now) < 1:
 		return ErrOverQuota
+	case b.bytes.TokensAt(now) < float64(n):
+		return ErrOverBytes
 	}
 	if !q.share(user, n, now, owed) {
 		return ErrOverShare

@@ -88,6 +88,8 @@ var (
 	ErrClosed = errors.New("audit log is closed")
 	// ErrOverQuota: this task used up its budget of records or bytes.
 	ErrOverQuota = errors.New("audit quota of this task is used up; wait a moment")
+	// ErrOverBytes: of these two it is the bytes. It is an ErrOverQuota, too.
+	ErrOverBytes = fmt.Errorf("%w (its records hold too many bytes)", ErrOverQuota)
 	// ErrOverShare: this task's user used up what one user may fill of the disk. It is an ErrOverQuota, too.
 	ErrOverShare = fmt.Errorf("%w (what one user may fill of the log's disk in a day is full)", ErrOverQuota)
 	// ErrTooLarge: the record is larger than a record may be.

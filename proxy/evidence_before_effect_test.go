@@ -2,6 +2,7 @@ package proxy_test
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -171,33 +172,47 @@ func TestARevocationThatArrivesDuringTheWaitCounts(t *testing.T) {
 }
 
 func TestAChainThatWritesTooMuchIsRefusedNotTheOthers(t *testing.T) {
-	m := serving(t, func(cfg *audit.Config, _ *proxy.Config, _ *proxy.StateConfig) {
-		q := audit.DefaultQuota()
-		q.RecordsPerSecond, q.RecordBurst = 0.001, 40
-		cfg.Quota = &q
-	})
-	greedy := m.open(m.flow())
-	modest := m.flow()
-	modest.txn = "00000000000000000000000000000abc"
-	other := m.open(modest)
-	var err error
-	for range 60 {
-		var p *proxy.Pass
-		if p, err = greedy.Authorize(context.Background(), m.command("select", "orders")); err != nil {
-			break
-		}
-		if err = p.Wait(context.Background()); err != nil {
-			break
-		}
-	}
-	if r := refusal(t, err); r.Class != proxy.ClassQuota {
-		t.Errorf("got %+v, want over_quota", r)
-	}
-	p, err := other.Authorize(context.Background(), m.command("select", "orders"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := p.Wait(context.Background()); err != nil {
-		t.Errorf("another task is refused too: %v", err)
+	for name, tc := range map[string]struct {
+		change   func(*audit.QuotaConfig)
+		size     int // of a statement
+		commands int
+		want     string
+	}{
+		"records": {func(q *audit.QuotaConfig) { q.RecordsPerSecond, q.RecordBurst = 0.001, 40 }, 10, 60, "budget of records; slow down"},
+		"bytes":   {func(q *audit.QuotaConfig) { q.BytesPerSecond, q.ByteBurst = 1, 1<<20 }, 16 << 10, 100, "budget of bytes; slow down, or send shorter statements"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := serving(t, func(cfg *audit.Config, _ *proxy.Config, _ *proxy.StateConfig) {
+				q := audit.DefaultQuota()
+				tc.change(&q)
+				cfg.Quota = &q
+			})
+			greedy := m.open(m.flow())
+			modest := m.flow()
+			modest.txn = "00000000000000000000000000000abc"
+			other := m.open(modest)
+			command := m.command("select", "orders")
+			command.Scrubbed += strings.Repeat(" ", tc.size)
+			var err error
+			for range tc.commands {
+				var p *proxy.Pass
+				if p, err = greedy.Authorize(context.Background(), command); err != nil {
+					break
+				}
+				if err = p.Wait(context.Background()); err != nil {
+					break
+				}
+			}
+			if r := refusal(t, err); r.Class != proxy.ClassQuota || !strings.Contains(r.Error(), tc.want) {
+				t.Errorf("got %+v, want over_quota and %q", r, tc.want)
+			}
+			p, err := other.Authorize(context.Background(), m.command("select", "orders"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := p.Wait(context.Background()); err != nil {
+				t.Errorf("another task is refused too: %v", err)
+			}
+		})
 	}
 }

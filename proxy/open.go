@@ -195,8 +195,11 @@ func evidenceRefusal(err error) *Refusal {
 	if errors.Is(err, audit.ErrOverShare) {
 		return &Refusal{Class: ClassQuota, Reason: "this user's commands have filled his share of the log's disk; some of it comes back every hour, or ask the operator of this proxy", Err: err}
 	}
+	if errors.Is(err, audit.ErrOverBytes) {
+		return &Refusal{Class: ClassQuota, Reason: "this task's records have used up its budget of bytes; slow down, or send shorter statements", Err: err}
+	}
 	if errors.Is(err, audit.ErrOverQuota) {
-		return &Refusal{Class: ClassQuota, Reason: "this task has used up its budget of records; wait a moment", Err: err}
+		return &Refusal{Class: ClassQuota, Reason: "this task has used up its budget of records; slow down", Err: err}
 	}
 	return &Refusal{Class: ClassEvidence, Reason: "this couldn't be recorded, so it isn't allowed", Err: err}
 }
