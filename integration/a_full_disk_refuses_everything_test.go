@@ -25,6 +25,9 @@ func TestAFullDiskRefusesEverything(t *testing.T) {
 	before := m.PG.Value("select total_cents from orders where id = 101")
 
 	c := bob.Agents(t, testmesh.Nested, m.PG.Bin("psql"), "-XAtq", "-v", "VERBOSITY=verbose")
+	reader := testmesh.Begin(t, c)
+	reader.Type("SELECT 'served' FROM orders LIMIT 1;\n")
+	reader.Await("served", 1)
 	c.Stdin = strings.Repeat(update, 800)
 	r := testmesh.Exec(t, c)
 	answers, refusals := strings.Count(r.Stdout, "changed"), strings.Count(r.Stderr, "ERROR: ")
@@ -54,6 +57,12 @@ func TestAFullDiskRefusesEverything(t *testing.T) {
 		if r := bob.SQL(t, testmesh.Nested, "SELECT 'leaked' FROM orders LIMIT 1;\n"); r.Code == 0 || strings.Contains(r.Stdout, "leaked") || !strings.Contains(r.Stderr, "record: none") {
 			t.Errorf("%s, a SELECT: %s", when, r)
 		}
+	}
+	// On a session that is open nothing but the SELECT itself can be refused. It runs before its record is durable, so its rows are
+	// held back until then, and what has begun to run and can't be recorded ends the session.
+	reader.Type("SELECT 'leaked' FROM orders LIMIT 1;\n")
+	if r := reader.Wait(patience); strings.TrimSpace(r.Stdout) != "served" || !strings.Contains(r.Stderr, "couldn't be recorded") || !strings.Contains(r.Stderr, "(record: none)") {
+		t.Errorf("a SELECT on a session that is open: %s", r)
 	}
 	refused("a new connection on a full disk")
 	m.SettledRecords(t, "proxy")
