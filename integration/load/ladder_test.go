@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"github.com/deputymesh/deputy/internal/testca"
@@ -74,7 +75,7 @@ func measureLadder(b *bench) {
 			if !b.wants("ladder", mode, strconv.Itoa(clients)) {
 				continue
 			}
-			got := b.transactions(w.pg, routes, selectOnly, mode, clients)
+			got := b.transactions(w.pg, slices.Concat(routes, w.beside(selectOnly, mode, clients)), selectOnly, mode, clients)
 			line := result{Name: "ladder", Unit: "tps"}
 			for _, step := range append(rungs, onMemory, onDisk) {
 				line.Params = map[string]string{"protocol": mode, "clients": strconv.Itoa(clients), "step": step}

@@ -109,3 +109,9 @@ func (h *holder) route(name string) route {
 			"PGSSLROOTCERT="+in("bundle.pem"), "PGPASSFILE="+in("pgpass"))
 	}}
 }
+
+// listener is the way of a client that knows nothing of Deputy: it runs in the agents, and libpq finds the folder of their run's socket
+// in PGHOST. What lies in between is two processes, the run's supervisor and the proxy, so no processor time is taken of it.
+func (b *bench) listener(s *testmesh.Session, agents []string) route {
+	return route{name: onListener, inside: func(argv ...string) testmesh.Command { return s.Agents(b.t, agents, argv...) }}
+}

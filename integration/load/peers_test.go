@@ -108,6 +108,8 @@ type route struct {
 	log  func() string // what it wrote, for when it has died; may be nil
 	// env gives what libpq needs, with credentials that live as long as one measurement.
 	env func() []string
+	// inside, if set, is used instead: it makes the command that runs the client where everything is given to it.
+	inside func(argv ...string) testmesh.Command
 }
 
 func libpq(port int, more ...string) []string {

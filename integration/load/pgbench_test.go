@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -38,7 +39,14 @@ var tps = regexp.MustCompile(`tps = ([0-9.]+) \(without`)
 func (b *bench) pgbench(pg *testpg.Server, r route, w workload, mode string, clients int) float64 {
 	b.t.Helper()
 	args := []string{pg.Bin("pgbench"), "-n", "-M", mode, "-c", strconv.Itoa(clients), "-j", "1", "-T", strconv.Itoa(int(b.seconds / time.Second))}
-	c := testmesh.Command{Args: append(args, w.args...), Env: r.env(), Within: b.seconds + 2*time.Minute}
+	args = append(args, w.args...)
+	var c testmesh.Command
+	if r.inside != nil {
+		c = r.inside(args...)
+	} else {
+		c = testmesh.Command{Args: args, Env: r.env()}
+	}
+	c.Within = b.seconds + 2*time.Minute
 	var got testmesh.Result
 	for range 5 {
 		// A machine that is busy with something else may need longer to connect than the measurement lasts.
@@ -62,14 +70,24 @@ var clientCounts = []int{1, 8, 32}
 
 // Names of the subjects.
 const (
-	onDisk   = "Deputy"
-	onMemory = "Deputy, log on tmpfs"
+	onDisk     = "Deputy"
+	onMemory   = "Deputy, log on tmpfs"
+	onListener = "Deputy, through the run's listener"
 )
 
 // servers are what pgbench is measured against.
 type servers struct {
-	pg     *testpg.Server
-	routes []route
+	pg       *testpg.Server
+	routes   []route
+	listener route // to the first one's log on disk
+}
+
+// beside is what is measured beside the routes: what an unmodified client in `deputy run` gets, at one place only.
+func (s servers) beside(w workload, mode string, clients int) []route {
+	if w.name == selectOnly.name && mode == "prepared" && clients == 8 {
+		return []route{s.listener}
+	}
+	return nil
 }
 
 // servers starts them all, once.
@@ -78,11 +96,12 @@ func (b *bench) servers() servers {
 	if b.world.pg == nil {
 		pg := b.postgres()
 		disk, memory := b.mesh(pg, ""), b.mesh(pg, b.onTmpfs())
+		ben := disk.Login(b.t, "ben")
 		b.world = servers{pg, []route{
-			b.holder(disk, disk.Login(b.t, "ben"), depth3).route(onDisk),
+			b.holder(disk, ben, depth3).route(onDisk),
 			b.holder(memory, memory.Login(b.t, "ben"), depth3).route(onMemory),
 			b.pgbouncer(pg), b.haproxy(pg), direct(pg),
-		}}
+		}, b.listener(ben, depth3)}
 	}
 	return b.world
 }
@@ -100,7 +119,8 @@ func measurePgbench(b *bench) {
 				if w.name == selectOnly.name && b.wants("ladder", mode, strconv.Itoa(clients)) {
 					continue // the ladder's top
 				}
-				b.comparePgbench(b.transactions(servers.pg, servers.routes, w, mode, clients), w, mode, clients)
+				routes := slices.Concat(servers.routes, servers.beside(w, mode, clients))
+				b.comparePgbench(b.transactions(servers.pg, routes, w, mode, clients), w, mode, clients)
 			}
 		}
 		b.write()
@@ -186,4 +206,9 @@ func (b *bench) comparePgbench(got map[string][]float64, w workload, mode string
 	line.Params = map[string]string{"protocol": mode, "clients": strconv.Itoa(clients), "log": "tmpfs"}
 	line.aim = "≥ 0.85"
 	b.compare(line, got, onMemory, "PgBouncer")
+	if got[onListener] != nil {
+		line.Params = map[string]string{"protocol": mode, "clients": strconv.Itoa(clients), "log": "disk", "through": "the run's listener"}
+		line.aim = ""
+		b.compare(line, got, onListener, onDisk, "PgBouncer")
+	}
 }
