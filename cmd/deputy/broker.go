@@ -119,7 +119,7 @@ func runBroker(ctx context.Context, cfg *brokerConfig, config string, unsafeDev 
 	if err != nil {
 		return errors.Join(err, closeAll(listeners))
 	}
-	defer paceMemory(ctx)()
+	defer giveMemoryBack(ctx)()
 	logger.InfoContext(ctx, "ready", "mesh", listeners.Mesh.Addr(), "feed", listeners.Feed.Addr(), "web", listeners.Web.Addr())
 	return b.Serve(ctx, listeners)
 }

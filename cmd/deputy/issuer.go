@@ -126,7 +126,7 @@ func runIssuer(ctx context.Context, cfg *issuerConfig, config string, unsafeDev 
 		logger.InfoContext(ctx, "CA certificates read again and pushed")
 	})
 	defer stop()
-	defer paceMemory(ctx)()
+	defer giveMemoryBack(ctx)()
 	logger.InfoContext(ctx, "ready", "id", id, "socket", listener.Addr().String())
 	return role.Serve(ctx, listener)
 }

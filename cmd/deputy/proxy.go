@@ -154,7 +154,7 @@ func runProxy(ctx context.Context, cfg *proxyConfig, config string, unsafeDev bo
 		}
 		return nil
 	})
-	defer paceMemory(ctx)()
+	defer giveMemoryBack(ctx)()
 	g.Go(func() error { sayReady(gctx, logger, core.Ready); return nil })
 	return g.Wait()
 }

@@ -26,7 +26,12 @@ func lend(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	if err := unix.Dup3(int(file.Fd()), 9, 0); err != nil {
+	if fd := int(file.Fd()); fd != 9 {
+		err = unix.Dup3(fd, 9, 0)
+	} else { // it is there already, but would be closed
+		_, err = unix.FcntlInt(9, unix.F_SETFD, 0)
+	}
+	if err != nil {
 		return err
 	}
 	// As the shell found it.
