@@ -71,14 +71,16 @@ func (s *session) notification(ctx context.Context, body []byte) error {
 	if !s.hears(channel) || len(payload) > maxPayload {
 		return nil
 	}
-	if !s.notifications.AllowN(s.e.cfg.Now(), 1) {
+	now := s.e.cfg.Now()
+	if !s.notifications.AllowN(now, 1) {
 		if !s.tooMany {
 			s.warn("notifications come too fast; some were dropped")
 		}
 		s.tooMany = true
 		return nil
 	}
-	s.tooMany = false
+	// It is warned of again when this flood is over, not for each one that gets through it.
+	s.tooMany = s.tooMany && s.notifications.TokensAt(now) < notificationBurst/2
 	text := "NOTIFICATION " + fmt.Sprintf("%q", channel)
 	d := &decision{}
 	b := opBuilder{d: &s.decider, dec: d}

@@ -56,7 +56,7 @@ type session struct {
 	// What the back alone uses.
 	copyingOut bool // the target is in the midst of a COPY TO STDOUT
 	cut        bool // a frame is half written: nothing more can be said
-	// notifications bounds how many of them come; tooMany says that the last was dropped for that.
+	// notifications bounds how many of them come; tooMany says that some were dropped for that, lately.
 	notifications *rate.Limiter
 	tooMany       bool
 
