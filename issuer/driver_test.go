@@ -13,7 +13,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -255,23 +254,21 @@ func start(c command) (result, error) {
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(dir.Fd())
 	}
 	started := make(chan error, 1)
-	go func() {
+	kernel.OnThread(func() {
 		if c.Marked {
-			runtime.LockOSThread()
 			if _, err := kernel.Mark(); err != nil {
 				started <- err
 				return
 			}
 		}
 		if c.SetIDs && !c.Gains {
-			runtime.LockOSThread() // and the thread ends with the goroutine
 			if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 				started <- err
 				return
 			}
 		}
 		started <- cmd.Start()
-	}()
+	})
 	if err := <-started; err != nil {
 		return result{}, err
 	}

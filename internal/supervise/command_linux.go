@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -52,8 +51,7 @@ func startProgram(c Command, marked func(kernel.Restraints)) (*program, error) {
 	}
 	p := &program{exited: make(chan int, 1), empty: make(chan struct{})}
 	started := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
+	kernel.OnThread(func() {
 		// The program and all below it stay known as an agent's, even as orphans that somebody outside adopted.
 		restraints, err := kernel.Mark()
 		if err == nil {
@@ -73,7 +71,7 @@ func startProgram(c Command, marked func(kernel.Restraints)) (*program, error) {
 		if err == nil {
 			p.reap()
 		}
-	}()
+	})
 	if err := <-started; err != nil {
 		return nil, &startError{name: c.Argv[0], err: err}
 	}

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/deputymesh/deputy/internal/supervise/kernel"
 )
 
@@ -109,5 +111,42 @@ func TestDescendsFrom(t *testing.T) {
 	}
 	if err := child.Check(); !errors.Is(err, kernel.ErrGone) {
 		t.Errorf("check of an ended process: %v, want ErrGone", err)
+	}
+}
+
+// onFirst is what happened on the process's first thread, where Go initialises packages.
+var onFirst = func() (seen struct {
+	pid, given int
+	mark, wall error
+}) {
+	seen.pid = unix.Gettid()
+	_, seen.mark = kernel.Mark()
+	seen.wall = kernel.Wall()
+	tid := make(chan int)
+	kernel.OnThread(func() { tid <- unix.Gettid() })
+	seen.given = <-tid
+	return seen
+}()
+
+// What the kernel believes of a process it reads from its first thread, which Go gives to any goroutine.
+func TestRestraintsNeverFallOnTheFirstThread(t *testing.T) {
+	if onFirst.pid != os.Getpid() || onFirst.given == os.Getpid() {
+		t.Errorf("initialised on thread %d of process %d, and OnThread gave %d; want the first and another", onFirst.pid, os.Getpid(), onFirst.given)
+	}
+	if onFirst.mark == nil || onFirst.wall == nil {
+		t.Errorf("on the first thread: Mark %v, Wall %v; both must refuse", onFirst.mark, onFirst.wall)
+	}
+	const threads = 64
+	on := make(chan int)
+	for range threads {
+		kernel.OnThread(func() {
+			_ = unix.Nanosleep(&unix.Timespec{Nsec: 20e6}, nil) // so that Go needs as many threads as there are
+			on <- unix.Gettid()
+		})
+	}
+	for range threads {
+		if tid := <-on; tid == os.Getpid() {
+			t.Error("the process's first thread was given away")
+		}
 	}
 }

@@ -19,11 +19,41 @@ type Restraints struct {
 	Filters         int // of system calls; 0 on kernels before 5.9, which don't count them
 }
 
+// OnThread runs f in a goroutine that is locked to a thread of its own; the thread ends with f. It is never the process's
+// first: what the kernel says about a process it reads from that one, so a restraint there would be the whole process's. A
+// supervisor whose first thread were behind its agent's wall would be open to the agent.
+func OnThread(f func()) {
+	go func() {
+		runtime.LockOSThread()
+		if !onFirstThread() {
+			f()
+			return
+		}
+		// This goroutine keeps the first thread until the next one has another.
+		defer runtime.UnlockOSThread()
+		away := make(chan struct{})
+		go func() {
+			runtime.LockOSThread()
+			close(away)
+			f()
+		}()
+		<-away
+	}()
+}
+
+func onFirstThread() bool { return unix.Gettid() == unix.Getpid() }
+
+// errFirstThread is a restraint that would be the whole process's.
+var errFirstThread = errors.New("restraining the agent's thread: it is the first of its process; this is a defect of deputy, please report it")
+
 // Mark puts a restraint on the calling thread and on all that it starts from now on: no set-uid program gives it anything,
 // and one system call filter, which allows everything, is on top of those that it has. It returns what the thread is
-// restrained by then; a kernel that doesn't count filters leaves Filters at 0. The caller must have locked itself to its
-// thread.
+// restrained by then; a kernel that doesn't count filters leaves Filters at 0. The caller runs under
+// OnThread.
 func Mark() (Restraints, error) {
+	if onFirstThread() {
+		return Restraints{}, errFirstThread
+	}
 	if err := NeverGainPrivileges(); err != nil {
 		return Restraints{}, err
 	}
@@ -50,9 +80,12 @@ func Mark() (Restraints, error) {
 
 // Wall puts the calling thread, and all that it starts from now on, into a Landlock domain of its own: from inside, no process
 // outside can be traced or its memory, environment or descriptors read, whoever's uid it runs under, nor an abstract socket of
-// theirs be used. Kernels before 6.12, or without Landlock, have no such wall. The caller must have locked itself to its
-// thread, and given up what set-uid programs give.
+// theirs be used. Kernels before 6.12, or without Landlock, have no such wall. The caller runs under OnThread, and
+// has given up what set-uid programs give.
 func Wall() error {
+	if onFirstThread() {
+		return errFirstThread
+	}
 	const (
 		createVersion = 1
 		scopesSince   = 6
