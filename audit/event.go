@@ -13,6 +13,7 @@ const (
 	TypeExchange         Type = "exchange"
 	TypeSpawn            Type = "spawn"
 	TypeAgentEnded       Type = "agent_ended"
+	TypeJWTSVID          Type = "jwt_svid"
 	TypeConnectionOpened Type = "connection_opened"
 	TypeConnectionClosed Type = "connection_closed"
 	TypeChain            Type = "chain"
@@ -96,6 +97,8 @@ func newEvent(t Type) Event {
 		return new(Spawn)
 	case TypeAgentEnded:
 		return new(AgentEnded)
+	case TypeJWTSVID:
+		return new(JWTSVID)
 	case TypeConnectionOpened:
 		return new(ConnectionOpened)
 	case TypeConnectionClosed:

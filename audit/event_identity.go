@@ -84,6 +84,19 @@ type AgentEnded struct {
 	Descendants int    `json:"descendants,omitempty"`
 }
 
+// JWTSVID is a JWT-SVID that is about to be signed, or one that was refused.
+type JWTSVID struct {
+	Result   Result     `json:"result"`
+	Subject  string     `json:"sub,omitempty"` // SPIFFE ID; empty where the caller has none
+	Audience []string   `json:"aud,omitempty"`
+	TokenID  string     `json:"jti,omitempty"`
+	KeyID    string     `json:"kid,omitempty"`
+	Expires  *time.Time `json:"exp,omitempty"`
+	Attested []Selector `json:"attested,omitempty"` // of who asked
+	Class    string     `json:"class,omitempty"`
+	Reason   string     `json:"reason,omitempty"`
+}
+
 // Revoked is a revocation and what it ended at once.
 type Revoked struct {
 	ID       string     `json:"id,omitempty"`
@@ -145,6 +158,7 @@ func (*SessionEnded) EventType() Type  { return TypeSessionEnded }
 func (*Exchange) EventType() Type      { return TypeExchange }
 func (*Spawn) EventType() Type         { return TypeSpawn }
 func (*AgentEnded) EventType() Type    { return TypeAgentEnded }
+func (*JWTSVID) EventType() Type       { return TypeJWTSVID }
 func (*Revoked) EventType() Type       { return TypeRevoked }
 func (*OperatorCall) EventType() Type  { return TypeOperatorCall }
 func (*PolicyLoaded) EventType() Type  { return TypePolicyLoaded }
@@ -162,6 +176,7 @@ func (e *Exchange) check() error {
 }
 func (e *Spawn) check() error        { return errors.Join(needResult(e.Result), need("name", e.Name)) }
 func (e *AgentEnded) check() error   { return need("agent", e.Agent, "reason", e.Reason) }
+func (e *JWTSVID) check() error      { return needResult(e.Result) }
 func (e *Revoked) check() error      { return need("kind", e.Kind, "value", e.Value) }
 func (e *OperatorCall) check() error { return errors.Join(needResult(e.Result), need("call", e.Call)) }
 func (e *PolicyLoaded) check() error { return needResult(e.Result) }

@@ -58,6 +58,8 @@ func (r *Record) summary() string {
 		return fmt.Sprintf("%s: %s %s%s%s", e.Result, printable(e.Agent), printable(e.Grade), class(e.Class), reason(e.Reason))
 	case *AgentEnded:
 		return printable(e.Agent) + " " + printable(e.Reason)
+	case *JWTSVID:
+		return fmt.Sprintf("%s: %s for %s%s%s", e.Result, printable(e.Subject), printable(strings.Join(e.Audience, ", ")), class(e.Class), reason(e.Reason))
 	case *ConnectionOpened:
 		return fmt.Sprintf("%s by %s", targetName(e.Target), printable(e.Protocol))
 	case *ConnectionClosed:

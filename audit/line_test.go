@@ -17,6 +17,7 @@ func TestLineSaysOnlyWhatIsThere(t *testing.T) {
 		{&audit.Completed{Status: "error", Code: "42501", Rows: 1}, " error 42501, 1 row "},
 		{&audit.Revoked{Kind: "task", Value: "7a11", Reason: "incident"}, " task 7a11: incident "},
 		{&audit.Revoked{Kind: "task", Value: "7a11", By: "oscar", Reason: "incident"}, " task 7a11 by oscar: incident "},
+		{&audit.JWTSVID{Result: audit.Accepted, Subject: "spiffe://x/app/a", Audience: []string{"https://a", "b"}}, " accepted: spiffe://x/app/a for https://a, b "},
 		{&audit.Forwarded{}, "forwarded          record "},
 	} {
 		r := audit.Record{ID: "01927f3c-8a6e-7c3b-9d52-1f0e6b7a8c9d", Type: c.event.EventType(), Event: c.event}

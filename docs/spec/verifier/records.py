@@ -179,6 +179,13 @@ EVENTS = {
         not_after=_time,
     ),
     "agent_ended": _event("+agent +reason descendants", descendants=integer),
+    "jwt_svid": _event(
+        "+result sub aud jti kid exp attested class reason",
+        result=_result,
+        aud=_strings,
+        exp=_time,
+        attested=_attested,
+    ),
     "connection_opened": _event("+target +protocol client tls account database upstream"),
     "connection_closed": _event("+reason commands us detail", commands=integer, us=integer),
     "chain": _chain,
