@@ -81,6 +81,9 @@ type command struct {
 	Marked bool   `json:"marked,omitempty"` // as a supervisor marks its program
 	Cgroup string `json:"cgroup,omitempty"`
 	Header string `json:"header,omitempty"`
+
+	Audience []string `json:"audience,omitempty"`
+	JWT      string   `json:"jwt,omitempty"`
 }
 
 type result struct {
@@ -96,6 +99,7 @@ type result struct {
 	Super  bool          `json:"super,omitempty"`
 	Ended  []endedNotice `json:"ended,omitempty"`
 	IDs    []string      `json:"ids,omitempty"`
+	Tokens []string      `json:"tokens,omitempty"`
 	Count  int           `json:"count,omitempty"`
 }
 
@@ -217,8 +221,26 @@ func (d *driver) do(ctx context.Context, c command) (result, error) {
 		m, err := stream.Recv()
 		return result{Count: len(m.GetBundles())}, err
 	case "jwt":
-		_, err := d.api.FetchJWTSVID(ctx, &workload.JWTSVIDRequest{Audience: []string{"x"}})
-		return result{}, err
+		m, err := d.api.FetchJWTSVID(withHeader(ctx, c), &workload.JWTSVIDRequest{Audience: c.Audience, SpiffeId: c.ID})
+		var r result
+		for _, s := range m.GetSvids() {
+			r.IDs, r.Tokens = append(r.IDs, s.GetSpiffeId()), append(r.Tokens, s.GetSvid())
+		}
+		return r, err
+	case "jwtbundles":
+		stream, err := d.api.FetchJWTBundles(withHeader(ctx, c), &workload.JWTBundlesRequest{})
+		if err != nil {
+			return result{}, err
+		}
+		m, err := stream.Recv()
+		var r result
+		for id, jwks := range m.GetBundles() {
+			r.IDs, r.Tokens = append(r.IDs, id), append(r.Tokens, string(jwks))
+		}
+		return r, err
+	case "validate":
+		r, err := d.api.ValidateJWTSVID(withHeader(ctx, c), &workload.ValidateJWTSVIDRequest{Audience: c.Name, Svid: c.JWT})
+		return result{ID: r.GetSpiffeId(), Count: len(r.GetClaims().GetFields())}, err
 	}
 	return result{}, fmt.Errorf("no such op %q", c.Op)
 }
@@ -388,15 +410,18 @@ func (d *driver) hear(c command) (r result, err error) {
 	}
 }
 
-func (d *driver) fetch(ctx context.Context, c command) (result, error) {
-	if c.Header != "none" {
-		value := c.Header
-		if value == "" {
-			value = "true"
-		}
-		ctx = metadata.AppendToOutgoingContext(ctx, "workload.spiffe.io", value)
+func withHeader(ctx context.Context, c command) context.Context {
+	switch c.Header {
+	case "none":
+		return ctx
+	case "":
+		return metadata.AppendToOutgoingContext(ctx, "workload.spiffe.io", "true")
 	}
-	stream, err := d.api.FetchX509SVID(ctx, &workload.X509SVIDRequest{})
+	return metadata.AppendToOutgoingContext(ctx, "workload.spiffe.io", c.Header)
+}
+
+func (d *driver) fetch(ctx context.Context, c command) (result, error) {
+	stream, err := d.api.FetchX509SVID(withHeader(ctx, c), &workload.X509SVIDRequest{})
 	if err != nil {
 		return result{}, err
 	}

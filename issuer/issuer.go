@@ -1,4 +1,4 @@
-// Package issuer is the SPIFFE authority of a mesh: it gives X.509-SVIDs to roles (the Workload API) and to nested agents
+// Package issuer is the SPIFFE authority of a mesh: it gives X.509- and JWT-SVIDs to roles (the Workload API) and to nested agents
 // (the spawn service), by what the kernel says about its callers, on one Unix socket.
 //
 // It never sees a user's token, and shares neither key nor uid nor, outside `deputy dev`, a process with the broker.
@@ -6,6 +6,7 @@ package issuer
 
 import (
 	"context"
+	"crypto/ecdsa"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -46,12 +47,15 @@ type Config struct {
 	CA *ca.CA
 	// Bundle holds further authorities of the trust domain, such as the one before. The CA's own is added.
 	Bundle []*x509.Certificate
-	Roles  []workloadapi.Entry
-	Agents []spawn.Entry
-	UIDs   spawn.UIDRange
-	Limits spawn.Limits
-	Store  spawn.Store
-	Log    spawn.Log
+	// JWT signs JWT-SVIDs; nil: there are none. JWTKeys are further authorities of the JWT bundle, to which its own is added.
+	JWT     *ca.JWTAuthority
+	JWTKeys []*ecdsa.PublicKey
+	Roles   []workloadapi.Entry
+	Agents  []spawn.Entry
+	UIDs    spawn.UIDRange
+	Limits  spawn.Limits
+	Store   spawn.Store
+	Log     spawn.Log
 
 	// UnsafeDev allows the trust domain of `deputy dev`.
 	UnsafeDev bool
@@ -68,6 +72,8 @@ type Config struct {
 type Issuer struct {
 	ca     *ca.CA
 	bundle *ca.Bundle
+	jwt    *ca.JWTAuthority
+	jwks   *ca.JWTBundle
 	creds  *attest.Credentials
 	spawn  *spawn.Server
 	api    *workloadapi.Server
@@ -82,10 +88,18 @@ func New(cfg Config) (*Issuer, error) {
 	if td.Name() == DevTrustDomain && !cfg.UnsafeDev {
 		return nil, fmt.Errorf("issuer: the trust domain %s is for `deputy dev` alone; choose your own, or start with --unsafe-dev", DevTrustDomain)
 	}
-	i := &Issuer{ca: cfg.CA, bundle: ca.NewBundle(td), creds: attest.NewCredentials()}
+	i := &Issuer{ca: cfg.CA, bundle: ca.NewBundle(td), jwt: cfg.JWT, jwks: ca.NewJWTBundle(td), creds: attest.NewCredentials()}
 	i.creds.IgnorePeerPidfd = cfg.IgnorePeerPidfd
 	i.creds.Agents = cfg.UIDs.Contains
 	i.SetBundle(cfg.Bundle...)
+	if cfg.JWT != nil {
+		if cfg.JWT.TrustDomain() != td {
+			return nil, fmt.Errorf("issuer: JWT-SVIDs of %s, X.509-SVIDs of %s", cfg.JWT.TrustDomain(), td)
+		}
+		if err := i.SetJWTBundle(cfg.JWTKeys...); err != nil {
+			return nil, err
+		}
+	}
 	var broker []attest.Selectors
 	for _, e := range cfg.Roles {
 		if e.UID != nil && cfg.UIDs.Contains(*e.UID) {
@@ -98,13 +112,13 @@ func New(cfg Config) (*Issuer, error) {
 	attestor := attest.New()
 	var err error
 	if i.spawn, err = spawn.New(spawn.Config{
-		CA: cfg.CA, Bundle: i.bundle, Attestor: attestor, Store: cfg.Store, Log: cfg.Log, Entries: cfg.Agents, Broker: broker,
+		CA: cfg.CA, JWT: cfg.JWT, Bundle: i.bundle, Attestor: attestor, Store: cfg.Store, Log: cfg.Log, Entries: cfg.Agents, Broker: broker,
 		UIDs: cfg.UIDs, Limits: cfg.Limits, Grace: cfg.Grace, TicketLife: cfg.TicketLife, Now: cfg.Now, Logger: cfg.Logger,
 	}); err != nil {
 		return nil, err
 	}
 	if i.api, err = workloadapi.New(workloadapi.Config{
-		CA: cfg.CA, Bundle: i.bundle, Attestor: attestor, Placer: i.spawn, Counter: cfg.Log, Entries: cfg.Roles, Now: cfg.Now, Logger: cfg.Logger,
+		CA: cfg.CA, Bundle: i.bundle, JWT: cfg.JWT, JWTBundle: i.jwks, Attestor: attestor, Agents: i.spawn, Log: cfg.Log, Entries: cfg.Roles, Now: cfg.Now, Logger: cfg.Logger,
 	}); err != nil {
 		return nil, err
 	}
@@ -120,6 +134,28 @@ func (i *Issuer) SetBundle(further ...*x509.Certificate) {
 		}
 	}
 	i.bundle.Set(certs...)
+}
+
+// SetJWTBundle replaces the further JWT authorities and pushes the new bundle. A key of an X.509 authority is refused: one key, one use.
+func (i *Issuer) SetJWTBundle(further ...*ecdsa.PublicKey) error {
+	if i.jwt == nil {
+		return errors.New("issuer: it has no key for JWT-SVIDs")
+	}
+	keys := []*ecdsa.PublicKey{i.jwt.PublicKey()}
+	for _, k := range further {
+		if !k.Equal(keys[0]) {
+			keys = append(keys, k)
+		}
+	}
+	certs, _ := i.bundle.Current()
+	for _, k := range keys {
+		for _, c := range certs {
+			if k.Equal(c.PublicKey) {
+				return errors.New("issuer: a key of the JWT bundle is that of an X.509 authority; make one of its own")
+			}
+		}
+	}
+	return i.jwks.Set(keys...)
 }
 
 // End ends an agent and everything below it. It says whether the agent was alive.

@@ -130,7 +130,9 @@ func TestTheWorkloadAPIRefuses(t *testing.T) {
 	}
 	p.refused(command{Op: "fetch", Header: "none"}, "InvalidArgument", "workload.spiffe.io")
 	p.refused(command{Op: "fetch", Header: "false"}, "InvalidArgument", "workload.spiffe.io")
-	p.refused(command{Op: "jwt"}, "Unimplemented", "JWT-SVID")
+	p.refused(command{Op: "jwt", Audience: []string{"x"}}, "Unimplemented", "JWT-SVID")
+	p.refused(command{Op: "jwtbundles"}, "Unimplemented", "JWT-SVID")
+	p.refused(command{Op: "validate"}, "Unimplemented", "JWT-SVID")
 }
 
 func TestAnAgentNeverBecomesARole(t *testing.T) {

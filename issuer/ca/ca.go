@@ -201,10 +201,7 @@ func (c *CA) template(id spiffeid.ID, key *ecdsa.PublicKey, ttl time.Duration) (
 		return nil, err
 	}
 	now := c.now()
-	end := now.Add(ttl).Truncate(time.Second)
-	if end.After(c.cert.NotAfter) {
-		end = c.cert.NotAfter
-	}
+	end := c.end(now, ttl)
 	if !end.After(now) {
 		return nil, fmt.Errorf("the CA certificate ended at %s; make a new one", c.cert.NotAfter)
 	}
@@ -219,6 +216,16 @@ func (c *CA) template(id spiffeid.ID, key *ecdsa.PublicKey, ttl time.Duration) (
 		URIs:                  []*url.URL{id.URL()},
 	}, nil
 }
+
+func (c *CA) end(now time.Time, ttl time.Duration) time.Time {
+	if end := now.Add(ttl).Truncate(time.Second); !end.After(c.cert.NotAfter) {
+		return end
+	}
+	return c.cert.NotAfter
+}
+
+// End is when an SVID ends that is signed now.
+func (c *CA) End() time.Time { return c.end(c.now(), c.ttl) }
 
 func (c *CA) sign(tmpl *x509.Certificate, key *ecdsa.PublicKey) (*x509.Certificate, error) {
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, c.cert, key, c.key)

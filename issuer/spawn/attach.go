@@ -195,7 +195,7 @@ func (s *Server) beginNew(ctx context.Context, a *agent, peer *attest.Peer, m *s
 	if a.state != attaching {
 		return nil, refuse(codes.Aborted, classLineage, "the agent ended meanwhile: %s", a.reason)
 	}
-	a.state = live
+	a.state, a.notAfter = live, cert.NotAfter
 	return s.response(a, cert), nil
 }
 

@@ -55,15 +55,25 @@ type attempt struct {
 	parent string
 }
 
-// refused turns an error into what the caller gets, and records it. Each uid has a budget of records; what exceeds it
-// is only counted, so that nobody fills the log by asking.
+// refused turns an error into what the caller gets, and records it as an attempt to start or keep an agent.
 func (s *Server) refused(ctx context.Context, call string, at attempt, err error) error {
+	return s.answer(ctx, call, at.uid, err, func(r *refusal) audit.Event {
+		name := at.name
+		if name == "" {
+			name = "unknown"
+		}
+		return &audit.Spawn{
+			Result: audit.Refusal, Agent: at.agent, Parent: at.parent, Name: name, Class: r.class, Reason: call + ": " + r.text,
+			Attested: []audit.Selector{{Name: "uid", Value: strconv.FormatUint(uint64(at.uid), 10)}},
+		}
+	})
+}
+
+// answer turns an error into what the caller gets, and records it. Each uid has a budget of records; what exceeds it
+// is only counted, so that nobody fills the log by asking.
+func (s *Server) answer(ctx context.Context, call string, uid uint32, err error, event func(*refusal) audit.Event) error {
 	r := s.plain(ctx, call, err)
-	name := at.name
-	if name == "" {
-		name = "unknown"
-	}
-	if !s.recordBudget(at.uid) {
+	if !s.recordBudget(uid) {
 		s.audit.Count("spawn_" + r.class)
 		return status.Errorf(r.code, "%s: %s (record: none)", call, r.text)
 	}
@@ -72,10 +82,7 @@ func (s *Server) refused(ctx context.Context, call string, at attempt, err error
 	defer cancel()
 	id, idErr := audit.NewRecordID()
 	if idErr == nil {
-		_, idErr = s.audit.Append(ctx, audit.Record{ID: id, Event: &audit.Spawn{
-			Result: audit.Refusal, Agent: at.agent, Parent: at.parent, Name: name, Class: r.class, Reason: call + ": " + r.text,
-			Attested: []audit.Selector{{Name: "uid", Value: strconv.FormatUint(uint64(at.uid), 10)}},
-		}})
+		_, idErr = s.audit.Append(ctx, audit.Record{ID: id, Event: event(r)})
 	}
 	if idErr != nil {
 		s.log.ErrorContext(ctx, "recording a refusal failed", "error", idErr)

@@ -130,6 +130,6 @@ func (s *Server) next(ctx context.Context, a *agent, peer *attest.Peer, m *spawn
 	if newDigest != a.digest {
 		delete(s.keys, a.digest)
 	}
-	a.key, a.digest, a.grade, a.state = key, newDigest, grade, live
+	a.key, a.digest, a.grade, a.state, a.notAfter = key, newDigest, grade, live, cert.NotAfter
 	return s.response(a, cert), nil
 }

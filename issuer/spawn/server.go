@@ -84,6 +84,7 @@ func (l Limits) WithDefaults() Limits {
 // Config makes a Server.
 type Config struct {
 	CA       *ca.CA
+	JWT      *ca.JWTAuthority // nil: no JWT-SVIDs, and SignJWT isn't called
 	Bundle   *ca.Bundle
 	Attestor *attest.Attestor
 	Store    Store
@@ -104,6 +105,7 @@ type Server struct {
 	spawnv1.UnimplementedSpawnServer
 
 	ca       *ca.CA
+	jwt      *ca.JWTAuthority
 	bundle   *ca.Bundle
 	attestor *attest.Attestor
 	store    Store
@@ -180,7 +182,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("spawn service: %w", err)
 	}
 	s := &Server{
-		ca: cfg.CA, bundle: cfg.Bundle, attestor: cfg.Attestor, store: cfg.Store, audit: cfg.Log,
+		ca: cfg.CA, jwt: cfg.JWT, bundle: cfg.Bundle, attestor: cfg.Attestor, store: cfg.Store, audit: cfg.Log,
 		entries: cfg.Entries, broker: cfg.Broker, uidRange: cfg.UIDs, limits: cfg.Limits.WithDefaults(),
 		grace: cfg.Grace, ticket: cfg.TicketLife, now: cfg.Now, log: cfg.Logger, bootID: boot, ownPath: own,
 		stop:    make(chan struct{}),

@@ -56,6 +56,8 @@ type agent struct {
 	size     int   // of the subtree, on roots only
 	spawns   *pace // of the subtree, on roots only
 	renewals *rate.Limiter
+	jwts     *rate.Limiter // JWT-SVIDs of the agent; nil before the first
+	treeJWTs *rate.Limiter // of the subtree, on roots only
 	timer    *time.Timer
 	hash     ticketHash
 
@@ -72,6 +74,8 @@ type agent struct {
 	grade   actor.Grade
 	key     *ecdsa.PublicKey
 	digest  [sha256.Size]byte // of key
+	// notAfter is when the current SVID ends; zero after a restart, until the agent has resumed.
+	notAfter time.Time
 }
 
 func (a *agent) stopTimer() {

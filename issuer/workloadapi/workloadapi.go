@@ -1,9 +1,9 @@
-// Package workloadapi serves the X.509 half of the SPIFFE Workload API to roles and other workloads that an operator
-// registered, by what the kernel says about them (SPIFFE Workload API §4, X.509-SVID profile §5.2).
+// Package workloadapi serves the SPIFFE Workload API to roles and other workloads that an operator
+// registered, by what the kernel says about them (SPIFFE Workload API §4, profiles for X.509-SVIDs §5.2 and JWT-SVIDs §6.2).
 //
-// It never gives anything to a process inside an agent: an agent's identity comes from the spawn service alone, and an agent
+// It gives nothing to a process inside an agent: an agent's identity comes from the spawn service alone, and an agent
 // that happens to run under a role's uid must not become that role. Processes inside a live agent may read the trust bundles,
-// which are public.
+// which are public, and have JWT-SVIDs validated; their supervisor gets JWT-SVIDs, of that agent alone and by the spawn service.
 package workloadapi
 
 import (
@@ -17,14 +17,18 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/deputymesh/deputy/actor"
+	"github.com/deputymesh/deputy/audit"
 	"github.com/deputymesh/deputy/issuer/attest"
 	"github.com/deputymesh/deputy/issuer/ca"
 )
@@ -40,26 +44,36 @@ type Entry struct {
 	IPs      []net.IP
 }
 
-// Placer says whether a peer is inside an agent. On an error the peer has no place, and gets nothing.
-type Placer interface {
+// Agents is what the spawn service knows.
+type Agents interface {
+	// Inside says whether a peer is inside an agent. On an error the peer has no place, and gets nothing.
 	Inside(ctx context.Context, p *attest.Peer) (bool, error)
+	// SignJWT signs a JWT-SVID of the agent whose supervisor the peer is; hint is "" or that agent's name. The record of it is
+	// durable before it returns. Its errors are for the caller, with the id of their record.
+	SignJWT(ctx context.Context, p *attest.Peer, hint string, audience []string) (spiffeid.ID, string, error)
+	// Lives says whether an agent hasn't ended.
+	Lives(id actor.AgentID) bool
 }
 
-// Counter counts refusals for the evidence.
-type Counter interface {
+// Log is the evidence. Append returns when the record is durable; after an error what it is about must not happen.
+type Log interface {
+	Append(ctx context.Context, r audit.Record) (audit.Receipt, error)
 	Count(class string)
 }
 
 // Config makes a Server.
 type Config struct {
-	CA       *ca.CA
-	Bundle   *ca.Bundle
-	Attestor *attest.Attestor
-	Placer   Placer
-	Counter  Counter
-	Entries  []Entry
-	Now      func() time.Time
-	Logger   *slog.Logger
+	CA     *ca.CA
+	Bundle *ca.Bundle
+	// JWT signs JWT-SVIDs; nil: there are none. JWTBundle is what verifies them.
+	JWT       *ca.JWTAuthority
+	JWTBundle *ca.JWTBundle
+	Attestor  *attest.Attestor
+	Agents    Agents
+	Log       Log
+	Entries   []Entry
+	Now       func() time.Time
+	Logger    *slog.Logger
 }
 
 // Server is the service. Its streams end with their connections, or with Stop.
@@ -67,12 +81,15 @@ type Server struct {
 	workload.UnimplementedSpiffeWorkloadAPIServer
 	cfg  Config
 	stop chan struct{}
+
+	mu    sync.Mutex
+	paces map[spiffeid.ID]*rate.Limiter // guarded by mu; JWT-SVIDs per identity
 }
 
 // New checks the entries.
 func New(cfg Config) (*Server, error) {
-	if cfg.CA == nil || cfg.Bundle == nil || cfg.Attestor == nil || cfg.Placer == nil || cfg.Counter == nil {
-		return nil, errors.New("workload API: CA, bundle, attestor, placer and counter are needed")
+	if cfg.CA == nil || cfg.Bundle == nil || cfg.Attestor == nil || cfg.Agents == nil || cfg.Log == nil {
+		return nil, errors.New("workload API: CA, bundle, attestor, agents and log are needed")
 	}
 	for i, e := range cfg.Entries {
 		if err := ca.CheckRoleID(e.ID, cfg.CA.TrustDomain()); err != nil {
@@ -82,13 +99,16 @@ func New(cfg Config) (*Server, error) {
 			return nil, fmt.Errorf("workload API: entry %d (%s): %w", i, e.ID, err)
 		}
 	}
+	if cfg.JWT != nil && cfg.JWTBundle == nil {
+		return nil, errors.New("workload API: JWT-SVIDs need a JWT bundle")
+	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	return &Server{cfg: cfg, stop: make(chan struct{})}, nil
+	return &Server{cfg: cfg, stop: make(chan struct{}), paces: map[spiffeid.ID]*rate.Limiter{}}, nil
 }
 
 // Stop ends all streams. It is called once.
@@ -114,9 +134,9 @@ func caller(ctx context.Context) (*attest.Peer, error) {
 
 // entries returns the entries of a peer as it is now. It isn't remembered: a process changes by exec and setuid.
 func (s *Server) entries(ctx context.Context, p *attest.Peer) (found []Entry, inside bool, err error) {
-	inside, err = s.cfg.Placer.Inside(ctx, p)
+	inside, err = s.cfg.Agents.Inside(ctx, p)
 	if err != nil {
-		s.cfg.Counter.Count("workload_no_place")
+		s.cfg.Log.Count("workload_no_place")
 		s.cfg.Logger.WarnContext(ctx, "workload API: a caller has no place", "pid", p.Process.PID(), "uid", p.UID, "error", err)
 		return nil, false, errNone
 	}
@@ -152,7 +172,7 @@ func (s *Server) FetchX509SVID(_ *workload.X509SVIDRequest, stream workload.Spif
 			return err
 		}
 		if len(entries) == 0 {
-			s.cfg.Counter.Count("workload_no_entry")
+			s.cfg.Log.Count("workload_no_entry")
 			return errNone
 		}
 		svids, end, err := s.issue(entries)
@@ -162,7 +182,7 @@ func (s *Server) FetchX509SVID(_ *workload.X509SVIDRequest, stream workload.Spif
 		}
 		s.cfg.Logger.InfoContext(ctx, "workload API: SVIDs issued", "id", entries[0].ID, "count", len(entries), "pid", peer.Process.PID(), "uid", peer.UID, "not_after", end)
 		half := time.NewTimer(end.Sub(s.cfg.Now()) / 2)
-		err = s.push(ctx, half.C, func(bundle []byte) error {
+		err = s.push(ctx, half.C, s.authorities, func(bundle []byte) error {
 			for _, v := range svids {
 				v.Bundle = bundle
 			}
@@ -187,19 +207,24 @@ func (s *Server) FetchX509Bundles(_ *workload.X509BundlesRequest, stream workloa
 		return err
 	}
 	if len(entries) == 0 && !inside {
-		s.cfg.Counter.Count("workload_no_entry")
+		s.cfg.Log.Count("workload_no_entry")
 		return errNone
 	}
-	return s.push(ctx, nil, func(bundle []byte) error {
+	return s.push(ctx, nil, s.authorities, func(bundle []byte) error {
 		return stream.Send(&workload.X509BundlesResponse{Bundles: map[string][]byte{s.cfg.Bundle.TrustDomain().IDString(): bundle}})
 	})
 }
 
+func (s *Server) authorities() ([]byte, <-chan struct{}) {
+	certs, changed := s.cfg.Bundle.Current()
+	return der(certs), changed
+}
+
 // push sends now and whenever the bundle changes, until the time is over (nil) or the stream is.
-func (s *Server) push(ctx context.Context, over <-chan time.Time, send func(bundle []byte) error) error {
+func (s *Server) push(ctx context.Context, over <-chan time.Time, current func() ([]byte, <-chan struct{}), send func(bundle []byte) error) error {
 	for {
-		certs, changed := s.cfg.Bundle.Current()
-		if err := send(der(certs)); err != nil {
+		bundle, changed := current()
+		if err := send(bundle); err != nil {
 			return err
 		}
 		select {
@@ -245,25 +270,7 @@ func der(certs []*x509.Certificate) []byte {
 	return b.Bytes()
 }
 
-var (
-	errNoJWT = status.Error(codes.Unimplemented, "this issuer has no JWT-SVIDs; use X.509-SVIDs")
-	errNoWIT = status.Error(codes.Unimplemented, "this issuer has no WIT-SVIDs; use X.509-SVIDs")
-)
-
-// FetchJWTSVID isn't there.
-func (s *Server) FetchJWTSVID(context.Context, *workload.JWTSVIDRequest) (*workload.JWTSVIDResponse, error) {
-	return nil, errNoJWT
-}
-
-// FetchJWTBundles isn't there.
-func (s *Server) FetchJWTBundles(*workload.JWTBundlesRequest, workload.SpiffeWorkloadAPI_FetchJWTBundlesServer) error {
-	return errNoJWT
-}
-
-// ValidateJWTSVID isn't there.
-func (s *Server) ValidateJWTSVID(context.Context, *workload.ValidateJWTSVIDRequest) (*workload.ValidateJWTSVIDResponse, error) {
-	return nil, errNoJWT
-}
+var errNoWIT = status.Error(codes.Unimplemented, "this issuer has no WIT-SVIDs; use X.509-SVIDs")
 
 // FetchWITSVID isn't there.
 func (s *Server) FetchWITSVID(*workload.WITSVIDRequest, workload.SpiffeWorkloadAPI_FetchWITSVIDServer) error {
