@@ -98,8 +98,8 @@ func TestInitKeepsKeysApart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(secrets) != 12 {
-		t.Errorf("found %d secrets, want 12: %v", len(secrets), secrets)
+	if len(secrets) != 13 {
+		t.Errorf("found %d secrets, want 13: %v", len(secrets), secrets)
 	}
 	for _, role := range []string{"issuer", "broker", "proxy"} {
 		info, err := os.Stat(filepath.Join(root, role))

@@ -100,10 +100,30 @@ func (p *meshPlan) writeIssuer(key *ecdsa.PrivateKey, cert *x509.Certificate, ke
 	if err := writeCertificates(p.path("issuer", "ca.pem"), cert); err != nil {
 		return err
 	}
+	if err := p.writeJWTKey(); err != nil {
+		return err
+	}
 	if err := p.writeLogKey("issuer", "issuer", keys); err != nil {
 		return err
 	}
 	return p.render("issuer.yaml", p.path("issuer", "issuer.yaml"))
+}
+
+// writeJWTKey makes the key of JWT-SVIDs, and its bundle for whoever verifies them without the Workload API.
+func (p *meshPlan) writeJWTKey() error {
+	key, err := newKey()
+	if err != nil {
+		return err
+	}
+	bundle, err := ca.EncodeJWTBundle(&key.PublicKey)
+	if err != nil {
+		return err
+	}
+	return firstOf(
+		func() error { return writePrivateKey(p.path("issuer", "jwt.key"), key) },
+		func() error { return writePublicKey(p.path("issuer", "jwt.pub"), &key.PublicKey) },
+		func() error { return writeNew(p.path("public", "jwt-bundle.json"), append(bundle, '\n'), 0o644) },
+	)
 }
 
 // writeOperatorKeys makes the keys that no role holds: the one that certifies token keys, and the one that

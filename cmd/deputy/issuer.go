@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -31,9 +30,10 @@ func newIssuerCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "issuer --config issuer.yaml",
 		Short: "Run the issuer: identities for roles and nested agents",
-		Long: "The issuer gives X.509-SVIDs to roles and to nested agents, by what the kernel says about its callers.\n" +
+		Long: "The issuer gives X.509- and JWT-SVIDs to roles and to nested agents, by what the kernel says about its callers.\n" +
 			"It attests processes of its own host. Run it as root, or with CAP_SYS_PTRACE: otherwise it can't see the executables\n" +
-			"of other users, and entries that select by path or sha256 match nobody. SIGHUP reads the CA certificates again.",
+			"of other users, and entries that select by path or sha256 match nobody. SIGHUP reads the CA certificates and\n" +
+			"the public keys of the JWT bundle again.",
 		Example: "  setpriv --reuid=64001 --regid=64001 --clear-groups --inh-caps=+sys_ptrace --ambient-caps=+sys_ptrace -- \\\n" +
 			"    deputy issuer --config /etc/deputy/issuer/issuer.yaml",
 		Args: cobra.NoArgs,
@@ -82,6 +82,11 @@ func runIssuer(ctx context.Context, cfg *issuerConfig, config string, unsafeDev 
 		return fmt.Errorf("%s: %w", beside(config, cfg.CA.Cert), err)
 	}
 
+	jwt, jwtKeys, err := cfg.JWT.authority(config, td)
+	if err != nil {
+		return err
+	}
+
 	// 2. The log and the database. The log's lock also keeps a second issuer away from the database.
 	log, err := openAudit(cfg.Audit, config, id, unsafeDev && cfg.TrustDomain == devTrustDomain)
 	if err != nil {
@@ -104,7 +109,7 @@ func runIssuer(ctx context.Context, cfg *issuerConfig, config string, unsafeDev 
 		return err
 	}
 	role, err := issuer.New(issuer.Config{
-		CA: authority, Bundle: bundle, Roles: roles, Agents: cfg.firstLevel(), UIDs: cfg.uids(), Limits: cfg.limits(),
+		CA: authority, Bundle: bundle, JWT: jwt, JWTKeys: jwtKeys, Roles: roles, Agents: cfg.firstLevel(), UIDs: cfg.uids(), Limits: cfg.limits(),
 		Store: store, Log: log, UnsafeDev: unsafeDev, Logger: logger,
 	})
 	if err != nil {
@@ -123,7 +128,11 @@ func runIssuer(ctx context.Context, cfg *issuerConfig, config string, unsafeDev 
 			logger.ErrorContext(ctx, "reading the CA certificates again failed; the old ones stay", "error", err)
 			return
 		}
-		logger.InfoContext(ctx, "CA certificates read again and pushed")
+		if err := cfg.JWT.reload(config, role, jwt); err != nil {
+			logger.ErrorContext(ctx, "reading the JWT bundle again failed; the old one stays", "error", err)
+			return
+		}
+		logger.InfoContext(ctx, "CA certificates and JWT bundle read again and pushed")
 	})
 	defer stop()
 	defer giveMemoryBack(ctx)()
@@ -168,17 +177,9 @@ func (c *issuerConfig) readsExecutables() bool {
 }
 
 func readAuthorities(path string, td spiffeid.TrustDomain) ([]*x509.Certificate, error) {
-	f, err := os.Open(path)
+	raw, err := readBounded(path)
 	if err != nil {
 		return nil, fmt.Errorf("reading the CA certificates: %w", err)
-	}
-	defer f.Close()
-	raw, err := io.ReadAll(io.LimitReader(f, maxKeyFile+1))
-	if err != nil {
-		return nil, fmt.Errorf("reading the CA certificates: %w", err)
-	}
-	if len(raw) > maxKeyFile {
-		return nil, fmt.Errorf("CA certificates %s: larger than %d bytes", path, maxKeyFile)
 	}
 	certs, err := ca.DecodeCertificates(raw, td)
 	if err != nil {

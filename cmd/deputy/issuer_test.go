@@ -39,6 +39,13 @@ func issuerFolder(t *testing.T) (config string, cfg *issuerConfig) {
 	if err := writeCertificates(filepath.Join(dir, "ca.crt"), cert); err != nil {
 		t.Fatal(err)
 	}
+	jwtKey, err := newKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(writePrivateKey(filepath.Join(dir, "jwt.key"), jwtKey), writePublicKey(filepath.Join(dir, "jwt.pub"), &jwtKey.PublicKey)); err != nil {
+		t.Fatal(err)
+	}
 	logKey, err := audit.GenerateKey(rand.Reader, "test.example/issuer")
 	if err != nil {
 		t.Fatal(err)
@@ -49,7 +56,7 @@ func issuerFolder(t *testing.T) (config string, cfg *issuerConfig) {
 	self := uint32(os.Geteuid())
 	cfg = &issuerConfig{
 		TrustDomain: "test.example", Socket: "run/issuer.sock", DataDir: "data",
-		CA: issuerCAConfig{Cert: "ca.crt", Key: "ca.key"}, SVIDTTL: time.Hour,
+		CA: issuerCAConfig{Cert: "ca.crt", Key: "ca.key"}, JWT: &issuerJWTConfig{Key: "jwt.key", Bundle: "jwt.pub", Mesh: "https://broker.test.example"}, SVIDTTL: time.Hour,
 		AgentUIDs: &uidRangeConfig{First: 61000, Last: 61999},
 		Limits:    &spawnLimitsConfig{Depth: 4, SpawnRate: 2.5},
 		Audit:     auditConfig{Dir: "log", Key: "log.key"},
@@ -91,6 +98,9 @@ func TestIssuerConfigurationErrorsSayWhereAndWhat(t *testing.T) {
 		"unknown key":      {"data_dir: data", "data_dri: data", ":3:1:", "data_dri"},
 		"no socket":        {"socket: run/issuer.sock", "socket: \"\"", ":2:", "Unix socket"},
 		"no key":           {"key: ca.key", "key: \"\"", "$.ca.key", "CA key"},
+		"no JWT key":       {"key: jwt.key", "key: \"\"", "$.jwt.key", "JWT-SVIDs"},
+		"no JWT bundle":    {"bundle: jwt.pub", "bundle: \"\"", "$.jwt.bundle", "public keys"},
+		"no mesh":          {"mesh: https", "mesh: http", "$.jwt.mesh", "https://"},
 		"ttl":              {"svid_ttl: 1h0m0s", "svid_ttl: 10s", "$.svid_ttl", "1m"},
 		"long ttl":         {"svid_ttl: 1h0m0s", "svid_ttl: 4h", "$.svid_ttl", "3h"},
 		"range of root":    {"first: 61000", "first: 0", "$.agent_uids.first", "1000"},

@@ -22,6 +22,8 @@ type issuerConfig struct {
 	Socket  string         `yaml:"socket"`
 	DataDir string         `yaml:"data_dir"`
 	CA      issuerCAConfig `yaml:"ca"`
+	// JWT is the key of JWT-SVIDs; without it there are none.
+	JWT *issuerJWTConfig `yaml:"jwt,omitempty"`
 	// SVIDTTL is how long an SVID lives; 1h if empty. It is renewed at half of that.
 	SVIDTTL time.Duration `yaml:"svid_ttl,omitempty"`
 	// AgentUIDs is the range of host uids for isolated agents. Without it no agent can be isolated.
@@ -38,6 +40,27 @@ type issuerConfig struct {
 type issuerCAConfig struct {
 	Cert string `yaml:"cert"`
 	Key  string `yaml:"key"`
+}
+
+// issuerJWTConfig names the files of the JWT authority, whose key is no other authority's. Bundle holds its public key first, then
+// others that stay in the JWT bundle (the one before, or the next one); it is read again on SIGHUP. Mesh is the broker's issuer
+// URL, which no JWT-SVID may be for.
+type issuerJWTConfig struct {
+	Key    string `yaml:"key"`
+	Bundle string `yaml:"bundle"`
+	Mesh   string `yaml:"mesh"`
+}
+
+func (c *issuerJWTConfig) check() error {
+	switch {
+	case c == nil:
+		return nil
+	case c.Key == "":
+		return fieldError("$.jwt.key", "the file of a P-256 key for JWT-SVIDs is expected; `deputy init` writes one")
+	case c.Bundle == "":
+		return fieldError("$.jwt.bundle", "the file of the public keys of the JWT bundle is expected; `deputy init` writes one")
+	}
+	return checkMeshAt("$.jwt.mesh", c.Mesh)
 }
 
 type uidRangeConfig struct {
@@ -98,6 +121,9 @@ func (c *issuerConfig) check(unsafeDev bool) error {
 		if f.value == "" {
 			return fieldError(f.path, "%s", f.want)
 		}
+	}
+	if err := c.JWT.check(); err != nil {
+		return err
 	}
 	if c.SVIDTTL != 0 && (c.SVIDTTL < minSVIDTTL || c.SVIDTTL > ca.MaxTTL) {
 		return fieldError("$.svid_ttl", "a duration from %s to %s is expected, such as 1h", minSVIDTTL, ca.MaxTTL)

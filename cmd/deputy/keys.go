@@ -64,7 +64,8 @@ func writeCertificates(path string, certs ...*x509.Certificate) error {
 	return writeNew(path, out, 0o644)
 }
 
-func readPEM(path, kind string) ([]byte, error) {
+// readBounded reads a PEM file.
+func readBounded(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -76,6 +77,14 @@ func readPEM(path, kind string) ([]byte, error) {
 	}
 	if len(raw) > maxKeyFile {
 		return nil, fmt.Errorf("%s is larger than %d bytes", path, maxKeyFile)
+	}
+	return raw, nil
+}
+
+func readPEM(path, kind string) ([]byte, error) {
+	raw, err := readBounded(path)
+	if err != nil {
+		return nil, err
 	}
 	block, _ := pem.Decode(raw)
 	if block == nil {

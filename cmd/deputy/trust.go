@@ -30,9 +30,11 @@ func parseTrustDomain(s string, unsafeDev bool) (spiffeid.TrustDomain, error) {
 }
 
 // checkMesh reads the mesh: the broker's issuer URL, compared byte for byte everywhere.
-func checkMesh(s string) error {
+func checkMesh(s string) error { return checkMeshAt("$.mesh", s) }
+
+func checkMeshAt(path, s string) error {
 	if !strings.HasPrefix(s, "https://") || strings.ContainsAny(s, "?# ") || strings.HasSuffix(s, "/") {
-		return fieldError("$.mesh", "the broker's issuer URL is expected, such as https://broker.corp.example, without a trailing slash")
+		return fieldError(path, "the broker's issuer URL is expected, such as https://broker.corp.example, without a trailing slash")
 	}
 	return nil
 }
