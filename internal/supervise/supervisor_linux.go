@@ -62,6 +62,7 @@ type Supervisor struct {
 	chain  *chainBox
 	ex     *client.Exchanger
 	mesh   Mesh
+	jwt    *jwtRelay
 
 	server    *grpc.Server
 	streams   *streamDesk
@@ -101,9 +102,13 @@ func Start(ctx context.Context, cfg Config) (*Supervisor, error) {
 	if err != nil {
 		return nil, err
 	}
+	jwt, err := newJWTRelay(cfg.Mesh.IssuerSocket)
+	if err != nil {
+		return nil, errors.Join(err, issuer.Close())
+	}
 	ctx, stop := context.WithCancel(ctx)
 	s := &Supervisor{
-		cfg: cfg, log: logger(cfg.Log), issuer: issuer, spawn: spawnv1.NewSpawnClient(issuer),
+		cfg: cfg, jwt: jwt, log: logger(cfg.Log), issuer: issuer, spawn: spawnv1.NewSpawnClient(issuer),
 		chain: newChainBox(cfg.Chain), mesh: cfg.Mesh, stop: stop, lost: make(chan error, 4),
 	}
 	if err := s.start(ctx); err != nil {
@@ -204,7 +209,7 @@ func (s *Supervisor) openSocket(ctx context.Context) error {
 		grpc.ChainStreamInterceptor(s.guardStream),
 	)
 	agentv1.RegisterAgentServer(s.server, &agentServer{s: s, ctx: ctx})
-	workload.RegisterSpiffeWorkloadAPIServer(s.server, &workloadServer{s: s, ctx: ctx})
+	workload.RegisterSpiffeWorkloadAPIServer(s.server, &workloadServer{s: s, ctx: ctx, jwt: s.jwt})
 	s.tasks.Go(func() {
 		if err := s.server.Serve(l); err != nil && ctx.Err() == nil {
 			s.end(fmt.Errorf("serving the agent's socket: %w", err))
@@ -246,5 +251,5 @@ func (s *Supervisor) Close() error {
 	if s.id != nil {
 		s.id.Close()
 	}
-	return s.issuer.Close()
+	return errors.Join(s.jwt.close(), s.issuer.Close())
 }

@@ -11,12 +11,13 @@ import (
 	"crypto/x509"
 )
 
-// workloadServer is the X.509 half of the SPIFFE Workload API, for programs that speak it. JWT-SVIDs are
-// not given: an agent's credentials come from the broker, for one target each.
+// workloadServer is the SPIFFE Workload API, for programs that speak it. A JWT-SVID says who the agent is, to services outside
+// the mesh; what it may do at a target says a credential, which comes from the broker.
 type workloadServer struct {
 	workload.UnimplementedSpiffeWorkloadAPIServer
 	s   *Supervisor
 	ctx context.Context
+	jwt *jwtRelay
 }
 
 // checkHeader demands the header that browsers and the like can't be tricked into sending (SPIFFE

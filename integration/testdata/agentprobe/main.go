@@ -28,6 +28,7 @@ func main() {
 		"present":    presentCredential,
 		"hold":       holdConnection,
 		"svid":       revealSVID,
+		"jwt":        jwt,
 		"load":       loadTarget,
 		"attack":     attack,
 		"orphan":     orphan,
