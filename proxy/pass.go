@@ -43,6 +43,8 @@ type Outcome struct {
 	Rows, Affected int64
 	// Bytes went to the agent.
 	Bytes int64
+	// Sent went to the target after the command itself, such as what was written to a file.
+	Sent int64
 	// Code is the target's error code, such as an SQLSTATE.
 	Code string
 	// Limit names the limit that cut the answer, such as "rows=1000"; "" if none did.
@@ -158,7 +160,7 @@ func (p *Pass) finish(o Outcome) *audit.Pending {
 		p.submit(&audit.Masked{Counts: o.Masked})
 	}
 	return p.submit(&audit.Completed{
-		Status: o.Status, Command: clip(o.Command, 128), Rows: o.Rows, Affected: o.Affected, BytesIn: p.sent, BytesOut: o.Bytes,
+		Status: o.Status, Command: clip(o.Command, 128), Rows: o.Rows, Affected: o.Affected, BytesIn: p.sent + o.Sent, BytesOut: o.Bytes,
 		Code: clip(o.Code, 16), Limit: o.Limit, Masked: o.Masked, Duration: audit.Since(p.decided, s.core.cfg.Now()),
 	})
 }

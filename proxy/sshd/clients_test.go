@@ -52,26 +52,6 @@ func TestOldScpCopiesBothWays(t *testing.T) {
 	}
 }
 
-// Until each of its requests is decided, SFTP is refused: as a whole, in words, with a record.
-func TestSFTPIsRefusedInWords(t *testing.T) {
-	w := newWorld(t, ops)
-	there := w.host.Write("there", []byte("text"))
-	back := filepath.Join(w.dir, "back")
-	for name, r := range map[string]result{
-		"scp":            w.run("", "scp", "-F", w.config(), "web:"+there, back),
-		"sftp":           w.run("ls\n", "sftp", "-b", "-", "-F", w.config(), "web"),
-		"ssh -s":         w.ssh("", "-s", "web", "sftp"),
-		"scp, the other": w.run("", "scp", "-F", w.config(), there, "web:"+w.host.Files+"/new"),
-	} {
-		if r.code == 0 || !strings.Contains(r.err, "sftp isn't spoken here") || !strings.Contains(r.err, "record: rec-refused") {
-			t.Errorf("%s: %s", name, r)
-		}
-	}
-	if exists(back) || exists(w.host.Files+"/new") || len(w.ledger.all("forwarded")) != 0 {
-		t.Error("something was copied")
-	}
-}
-
 func TestRsyncCopiesTrees(t *testing.T) {
 	w := newWorld(t, ops)
 	from := filepath.Join(w.dir, "tree")

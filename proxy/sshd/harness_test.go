@@ -354,12 +354,15 @@ func facts(roles []string) policy.Facts {
 	}
 }
 
-// policies: ops may do anything, readers run two programs, looker connects only.
+// policies: ops may do anything, readers run two programs, looker connects only, files reads some files.
 const policies = `
 @id("ops") permit (principal in Deputy::Role::"ops", action, resource in Deputy::Target::"web");
 @id("connect") permit (principal, action == Deputy::Action::"ssh:connect", resource in Deputy::Target::"web");
 @id("reader") permit (principal in Deputy::Role::"reader", action == Deputy::Action::"ssh:exec", resource in Deputy::Target::"web")
   when { resource.program == "echo" || resource.program == "id" };
+@id("files-open") permit (principal in Deputy::Role::"files", action == Deputy::Action::"ssh:sftp", resource in Deputy::Target::"web");
+@id("files") permit (principal in Deputy::Role::"files", action in [Deputy::Action::"ssh:sftp-read", Deputy::Action::"ssh:sftp-stat"],
+  resource is Deputy::Path in Deputy::Target::"web") when { resource.name like "*/readable*" };
 @id("recorded") @record("full") permit (principal in Deputy::Role::"recorded", action, resource in Deputy::Target::"web");
 @id("limited") @limit("rows=5") permit (principal in Deputy::Role::"limited", action == Deputy::Action::"ssh:exec", resource in Deputy::Target::"web");
 @id("never") forbid (principal, action == Deputy::Action::"ssh:exec", resource) when { resource.name like "*forbidden*" };
@@ -556,7 +559,8 @@ func (w *world) command(name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.WaitDelay = 5 * time.Second
 	cmd.Env = append(slices.DeleteFunc(os.Environ(), func(e string) bool { return strings.HasPrefix(e, "SSH_") }),
-		"GIT_SSH_COMMAND=ssh -F "+w.config(), "RSYNC_RSH=ssh -F "+w.config(), "GIT_CONFIG_GLOBAL=/dev/null", "HOME="+w.dir, "LC_ALL=C.UTF-8")
+		"GIT_SSH_COMMAND=ssh -F "+w.config(), "RSYNC_RSH=ssh -F "+w.config(), "GIT_CONFIG_GLOBAL=/dev/null", "HOME="+w.dir, "LC_ALL=C.UTF-8",
+		"GORACE=atexit_sleep_ms=0") // the ProxyCommand is this binary, whose detector would sleep for a second
 	return cmd
 }
 

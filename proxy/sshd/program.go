@@ -39,6 +39,7 @@ type program struct {
 	pass     Pass
 	bytes    atomic.Int64  // that went to the agent
 	ended    chan struct{} // closed when the program is forgotten
+	files    *files        // of the subsystem sftp: who decides its requests
 }
 
 // say tells the agent something beside the program's output.
@@ -60,19 +61,33 @@ type exit struct {
 	outcome proxy.Outcome
 }
 
+// spoilt is the end of a session whose agent sent what can't be read.
+var spoilt = exit{
+	kind: "exit-status", payload: ssh.Marshal(struct{ Status uint32 }{exitRefused}), outcome: proxy.Outcome{Status: "error", Code: classMalformed},
+}
+
 // relay carries everything between agent and target until the program has ended.
 func (p *program) relay(ctx context.Context, s *sessionChannel) {
 	defer p.c.forget(p)
 	// 1. What the agent sends, with its end.
-	p.c.tasks.Go(func() {
-		_, err := io.CopyBuffer(struct{ io.Writer }{p.ch}, struct{ io.Reader }{s.ch}, make([]byte, relayBuffer))
-		if err == nil {
-			_ = p.ch.CloseWrite()
-		}
-	})
 	// 2. What the program writes. Both streams are read always: they share one window.
 	var output sync.WaitGroup
-	output.Go(func() { p.copyOut(s.ch, p.ch) })
+	if p.files != nil {
+		ended := make(chan struct{})
+		p.c.tasks.Go(func() { p.serveFiles(ctx, ended) })
+		output.Go(func() {
+			<-ended
+			p.files.shutWriting()
+		})
+	} else {
+		p.c.tasks.Go(func() {
+			_, err := io.CopyBuffer(struct{ io.Writer }{p.ch}, struct{ io.Reader }{s.ch}, make([]byte, relayBuffer))
+			if err == nil {
+				_ = p.ch.CloseWrite()
+			}
+		})
+		output.Go(func() { p.copyOut(s.ch, p.ch) })
+	}
 	output.Go(func() { p.copyOut(s.ch.Stderr(), p.ch.Stderr()) })
 	written := make(chan struct{})
 	p.c.tasks.Go(func() {
@@ -102,6 +117,9 @@ func (p *program) relay(ctx context.Context, s *sessionChannel) {
 		_ = p.ch.Close()
 		p.complete(ctx, proxy.Outcome{Status: "cancelled"})
 		return
+	}
+	if p.files != nil && p.files.spoilt.Load() {
+		ended = spoilt
 	}
 	if ended.kind != "" {
 		grace := time.NewTimer(outputGrace)

@@ -199,8 +199,9 @@ func (s *sessionChannel) start(ctx context.Context, r *ssh.Request) {
 	if objection == nil {
 		objection = s.c.still()
 	}
-	if objection == nil && what.sftp {
-		objection = &proxy.Objection{Class: classUnsupported, Reason: "the subsystem sftp isn't spoken here: its requests can't be decided one by one; copy with scp -O or rsync"}
+	if objection == nil && what.sftp && s.terminal() != nil {
+		// A terminal rewrites what passes it, so that the target would read other packets than were decided.
+		objection = &proxy.Objection{Class: classUnsupported, Reason: "the subsystem sftp doesn't run on a terminal; ask for none"}
 	}
 	if objection != nil {
 		s.refuse(r, s.c.core.Refuse(ctx, what.cmd, *objection).Error())
@@ -228,6 +229,9 @@ func (s *sessionChannel) start(ctx context.Context, r *ssh.Request) {
 		return
 	}
 	_ = r.Reply(true, nil)
+	if what.sftp {
+		p.files = &files{s: s}
+	}
 	p.relay(ctx, s)
 }
 
