@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strings"
 
 	"github.com/deputymesh/deputy/internal/strictjson"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -171,8 +172,33 @@ func parseDetail(data []byte) (Detail, error) {
 		return parsePostgres(data)
 	case sshType:
 		return parseSSH(data)
+	case httpType:
+		return parseHTTP(data)
+	case tcpType:
+		return parseTCP(data)
 	}
 	return nil, refuse(ClassDetails, "unknown type %q of authorization_details", kind)
+}
+
+// checkPlace checks what every capability has: where and what.
+func checkPlace(at []spiffeid.ID, actions, known []string) error {
+	if at == nil || actions == nil {
+		return errors.New("locations and actions are required")
+	}
+	if err := errors.Join(checkList("locations", at), checkList("actions", actions)); err != nil {
+		return err
+	}
+	for _, l := range at {
+		if _, err := TargetName(l); err != nil {
+			return err
+		}
+	}
+	for _, a := range actions {
+		if !contains(known, a) {
+			return fmt.Errorf("unknown action %q; known are %s", a, strings.Join(known, ", "))
+		}
+	}
+	return nil
 }
 
 // covers says whether every entry of child is one of parent's.

@@ -101,22 +101,11 @@ func (PostgresDetail) Type() string             { return postgresType }
 func (d PostgresDetail) Targets() []spiffeid.ID { return d.Locations }
 
 func (d PostgresDetail) validate() error {
-	if d.Locations == nil || d.Actions == nil {
-		return errors.New("locations and actions are required")
-	}
-	if err := errors.Join(checkList("locations", d.Locations), checkList("actions", d.Actions),
-		checkList("databases", d.Databases), checkList("tables", d.Tables)); err != nil {
+	if err := checkPlace(d.Locations, d.Actions, PostgresVerbs()); err != nil {
 		return err
 	}
-	for _, l := range d.Locations {
-		if _, err := TargetName(l); err != nil {
-			return err
-		}
-	}
-	for _, a := range d.Actions {
-		if !contains(PostgresVerbs(), a) {
-			return fmt.Errorf("unknown action %q; known are %s", a, strings.Join(PostgresVerbs(), ", "))
-		}
+	if err := errors.Join(checkList("databases", d.Databases), checkList("tables", d.Tables)); err != nil {
+		return err
 	}
 	for _, db := range d.Databases {
 		if err := checkIdentifier(db); err != nil {

@@ -84,21 +84,8 @@ func (SSHDetail) Type() string             { return sshType }
 func (d SSHDetail) Targets() []spiffeid.ID { return d.Locations }
 
 func (d SSHDetail) validate() error {
-	if d.Locations == nil || d.Actions == nil {
-		return errors.New("locations and actions are required")
-	}
-	if err := errors.Join(checkList("locations", d.Locations), checkList("actions", d.Actions)); err != nil {
+	if err := checkPlace(d.Locations, d.Actions, SSHVerbs()); err != nil {
 		return err
-	}
-	for _, l := range d.Locations {
-		if _, err := TargetName(l); err != nil {
-			return err
-		}
-	}
-	for _, a := range d.Actions {
-		if !contains(SSHVerbs(), a) {
-			return fmt.Errorf("unknown action %q; known are %s", a, strings.Join(SSHVerbs(), ", "))
-		}
 	}
 	for _, l := range []struct {
 		name  string

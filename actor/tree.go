@@ -39,6 +39,22 @@ func (d SSHDetail) String() string {
 	return b.String()
 }
 
+// String is one line for people.
+func (d HTTPDetail) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s on %s", strings.Join(d.Actions, ","), orAny(d.Paths, "any path"))
+	if d.Query != nil {
+		fmt.Fprintf(&b, ", query %s", strings.Join(d.Query, ","))
+	}
+	fmt.Fprintf(&b, " of %s", targetNames(d.Locations))
+	return b.String()
+}
+
+// String is one line for people.
+func (d TCPDetail) String() string {
+	return fmt.Sprintf("%s of %s", strings.Join(d.Actions, ","), targetNames(d.Locations))
+}
+
 func targetNames(ids []spiffeid.ID) string {
 	var names []string
 	for _, l := range ids {

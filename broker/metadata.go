@@ -37,13 +37,19 @@ func (b *Broker) webHandler() http.Handler {
 		Issuer: b.cfg.Mesh, TokenEndpoint: b.cfg.TokenURL + "/token", RevocationEndpoint: b.cfg.TokenURL + "/revoke", KeysURL: base + "/jwks",
 		ResponseTypes: []string{}, GrantTypes: []string{"urn:ietf:params:oauth:grant-type:token-exchange"},
 		TokenAuthMethods: []string{"spiffe_x509"}, RevokeAuthMethods: []string{"spiffe_x509"}, BoundTokens: true,
-		DetailTypes: []string{actor.PostgresDetail{}.Type(), actor.SSHDetail{}.Type()},
+		DetailTypes: []string{actor.PostgresDetail{}.Type(), actor.SSHDetail{}.Type(), actor.HTTPDetail{}.Type(), actor.TCPDetail{}.Type()},
 	}
 	for _, v := range actor.PostgresVerbs() {
 		m.Scopes = append(m.Scopes, "postgres:"+v)
 	}
 	for _, v := range actor.SSHVerbs() {
 		m.Scopes = append(m.Scopes, "ssh:"+v)
+	}
+	for _, v := range actor.HTTPVerbs() {
+		m.Scopes = append(m.Scopes, "http:"+v)
+	}
+	for _, v := range actor.TCPVerbs() {
+		m.Scopes = append(m.Scopes, "tcp:"+v)
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /.well-known/oauth-authorization-server"+path, func(w http.ResponseWriter, _ *http.Request) {

@@ -27,6 +27,10 @@ const (
 	KindSubsystem Kind = "subsystem"
 	KindPath      Kind = "path"
 	KindForward   Kind = "forward"
+
+	// These stand in a target itself; see http.go.
+	KindService  Kind = "service"
+	KindEndpoint Kind = "endpoint"
 )
 
 // maxName bounds one name of a resource, in bytes. PostgreSQL's own limit is 63.
@@ -42,6 +46,8 @@ type Resource struct {
 	Account  string `json:"account,omitempty"`
 	Schema   string `json:"schema,omitempty"`
 	Name     string `json:"name,omitempty"`
+	// Query is the keys of an endpoint's query. It says more about a request, and is no part of what the resource is called.
+	Query string `json:"query,omitempty"`
 }
 
 // Database is the resource of a whole database.
@@ -76,6 +82,9 @@ func (r Resource) ID() string {
 	if r.onHost() {
 		return r.hostID()
 	}
+	if r.inService() {
+		return r.serviceID()
+	}
 	id := escape(r.Target, false) + "/" + escape(r.Database, false)
 	switch r.Kind {
 	case KindTable, KindFunction:
@@ -92,6 +101,9 @@ func (r Resource) String() string {
 	if r.onHost() {
 		return r.hostString()
 	}
+	if r.inService() {
+		return r.serviceString()
+	}
 	place := r.Target + "/" + r.Database
 	switch r.Kind {
 	case KindTable, KindFunction:
@@ -104,6 +116,12 @@ func (r Resource) String() string {
 }
 
 func (r Resource) check() error {
+	if r.inService() {
+		return r.checkService()
+	}
+	if r.Query != "" {
+		return fmt.Errorf("a %s has no query", r.Kind)
+	}
 	if r.onHost() {
 		return r.checkHost()
 	}
@@ -139,6 +157,8 @@ func (r Resource) uid() types.EntityUID {
 	switch r.Kind {
 	case KindAccount, KindExec, KindSubsystem, KindPath, KindForward:
 		t = hostTypes[r.Kind]
+	case KindService, KindEndpoint:
+		t = serviceTypes[r.Kind]
 	case KindTable:
 		t = typeTable
 	case KindFunction:
@@ -155,6 +175,10 @@ func (r Resource) uid() types.EntityUID {
 func (r Resource) entities(into types.EntityMap) {
 	if r.onHost() {
 		r.hostEntities(into)
+		return
+	}
+	if r.inService() {
+		r.serviceEntities(into)
 		return
 	}
 	db := Database(r.Target, r.Database)
@@ -233,6 +257,8 @@ func parseResource(uid types.EntityUID) (Resource, error) {
 		r.Kind = KindSetting
 	case typeChannel:
 		r.Kind = KindChannel
+	case typeService, typeEndpoint:
+		return parseServiceResource(uid)
 	default:
 		return parseHostResource(uid)
 	}

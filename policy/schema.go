@@ -37,6 +37,8 @@ const (
 	typeSubsystem   types.EntityType = "Deputy::Subsystem"
 	typePath        types.EntityType = "Deputy::Path"
 	typeForward     types.EntityType = "Deputy::Forward"
+	typeService     types.EntityType = "Deputy::Service"
+	typeEndpoint    types.EntityType = "Deputy::Endpoint"
 	typeGrade       types.EntityType = "Deputy::Grade"
 	typeEvidence    types.EntityType = "Deputy::Evidence"
 )

@@ -77,6 +77,10 @@ func (c Command) check(target, database string) error {
 			err = checkPostgres(a, op.Resource, target)
 		case actor.SSHAction:
 			err = checkSSH(a, op.Resource, target, c.Account)
+		case actor.HTTPAction:
+			err = checkHTTP(a, op.Resource, target)
+		case actor.TCPAction:
+			err = checkTCP(a, op.Resource, target)
 		default:
 			err = fmt.Errorf("an action of type %T has no rule here", op.Action)
 		}
@@ -108,6 +112,20 @@ func checkSSH(a actor.SSHAction, r policy.Resource, target, account string) erro
 	}
 	if a.Object != r.Name {
 		return fmt.Errorf("%s is about another object than %s", a.Name(), r)
+	}
+	return nil
+}
+
+func checkHTTP(a actor.HTTPAction, r policy.Resource, target string) error {
+	if name, err := actor.TargetName(a.Target); err != nil || name != target || r.Kind != policy.KindEndpoint || a.Path != r.Name || a.Query != r.Query {
+		return fmt.Errorf("%s is about another request than its resource", a.Name())
+	}
+	return nil
+}
+
+func checkTCP(a actor.TCPAction, r policy.Resource, target string) error {
+	if name, err := actor.TargetName(a.Target); err != nil || name != target || r.Kind != policy.KindService {
+		return fmt.Errorf("%s is about another service than its resource", a.Name())
 	}
 	return nil
 }
@@ -194,7 +212,9 @@ func (c Command) objects() []audit.Object {
 			if name, plain = actor.Program(op.Resource.Name); !plain {
 				name = "…"
 			}
-		case policy.KindSubsystem, policy.KindPath, policy.KindForward:
+		case policy.KindService:
+			name = op.Resource.Target
+		case policy.KindSubsystem, policy.KindPath, policy.KindForward, policy.KindEndpoint:
 			name = op.Resource.Name
 		}
 		out = append(out, audit.Object{Kind: string(op.Resource.Kind), Name: name, Columns: op.Columns, Write: op.Write})

@@ -56,6 +56,14 @@ func withinScopes(have actor.Details, scopes []string) (actor.Details, error) {
 			if d.Actions = keep("ssh:", d.Actions); len(d.Actions) > 0 {
 				out = append(out, d)
 			}
+		case actor.HTTPDetail:
+			if d.Actions = keep("http:", d.Actions); len(d.Actions) > 0 {
+				out = append(out, d)
+			}
+		case actor.TCPDetail:
+			if d.Actions = keep("tcp:", d.Actions); len(d.Actions) > 0 {
+				out = append(out, d)
+			}
 		default:
 			return nil, bad(codeScope, "request.scope", "scope can't be used with "+d.Type())
 		}

@@ -120,7 +120,7 @@ func runProxy(ctx context.Context, cfg *proxyConfig, config string, unsafeDev bo
 	g, gctx := errgroup.WithContext(ctx)
 	for i := range cfg.Targets {
 		t := &cfg.Targets[i]
-		engine, err := t.engine(config, id.TrustDomain(), core, names[i], pool, server, logger)
+		engine, err := t.engine(config, cfg.Mesh, id.TrustDomain(), core, names[i], pool, server, logger)
 		if err != nil {
 			return err
 		}
@@ -239,25 +239,38 @@ func (c *proxyConfig) core(ident *identity, state *proxy.State, tokens actor.Ide
 // readSecrets reads the passwords and client certificates of all accounts.
 func (c *proxyConfig) readSecrets(config string) error {
 	for _, t := range c.Targets {
-		if t.SSH != nil {
-			if err := t.SSH.readSecrets(config); err != nil {
-				return fmt.Errorf("target %s: %w", t.Name, err)
-			}
-			continue
+		var err error
+		switch {
+		case t.SSH != nil:
+			err = t.SSH.readSecrets(config)
+		case t.HTTP != nil:
+			err = t.HTTP.readSecrets(config)
+		default:
+			err = t.Postgres.readSecrets(config)
 		}
-		for i := range t.Postgres.Accounts {
-			a := &t.Postgres.Accounts[i]
-			if err := a.readSecrets(config); err != nil {
-				return fmt.Errorf("target %s, account %s: %w", t.Name, a.Name, err)
-			}
+		if err != nil {
+			return fmt.Errorf("target %s: %w", t.Name, err)
 		}
 	}
 	return nil
 }
 
-func (t *targetConfig) engine(config string, td spiffeid.TrustDomain, core *proxy.Core, name target.Name, pool *sqlparse.Pool, server *tls.Config, logger *slog.Logger) (proxy.Engine, error) {
+func (p *postgresConfig) readSecrets(config string) error {
+	for i := range p.Accounts {
+		a := &p.Accounts[i]
+		if err := a.readSecrets(config); err != nil {
+			return fmt.Errorf("account %s: %w", a.Name, err)
+		}
+	}
+	return nil
+}
+
+func (t *targetConfig) engine(config, mesh string, td spiffeid.TrustDomain, core *proxy.Core, name target.Name, pool *sqlparse.Pool, server *tls.Config, logger *slog.Logger) (proxy.Engine, error) {
 	if t.SSH != nil {
 		return t.sshEngine(config, td, core, name, server, logger)
+	}
+	if t.HTTP != nil {
+		return t.httpEngine(config, mesh, td, core, name, server, logger)
 	}
 	p := t.Postgres
 	cas, err := readPool(beside(config, p.CAFile))

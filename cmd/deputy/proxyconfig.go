@@ -52,6 +52,7 @@ type targetConfig struct {
 	Delegations []delegationConfig `yaml:"delegations,omitempty"`
 	Postgres    *postgresConfig    `yaml:"postgres,omitempty"`
 	SSH         *sshConfig         `yaml:"ssh,omitempty"`
+	HTTP        *httpConfig        `yaml:"http,omitempty"`
 }
 
 // delegationConfig allows grants to others than direct children, as path patterns such as /agent/planner/*.
@@ -179,19 +180,20 @@ func (t *targetConfig) check(path string) error {
 			return fieldError(at, "%v", err)
 		}
 	}
+	for kind, there := range map[string]bool{"postgres": t.Postgres != nil, "ssh": t.SSH != nil, "http": t.HTTP != nil} {
+		if there && kind != t.Kind {
+			return fieldError(path+"."+kind, "this stands at a target of the kind %s only", kind)
+		}
+	}
 	switch t.Kind {
 	case "postgres":
-		if t.SSH != nil {
-			return fieldError(path+".ssh", "this stands at a target of the kind ssh only")
-		}
 		return t.Postgres.check(path + ".postgres")
 	case "ssh":
-		if t.Postgres != nil {
-			return fieldError(path+".postgres", "this stands at a target of the kind postgres only")
-		}
 		return t.SSH.check(path + ".ssh")
+	case "http":
+		return t.HTTP.check(path + ".http")
 	}
-	return fieldError(path+".kind", "postgres or ssh is expected; this version has no engine for other kinds")
+	return fieldError(path+".kind", "postgres, ssh or http is expected; this version has no engine for other kinds")
 }
 
 func (p *postgresConfig) check(path string) error {

@@ -41,7 +41,8 @@ func newRunCommand() *cobra.Command {
 			"and local listeners for its targets. Its exit status is the program's; 125 to 127 are run's own failures.\n" +
 			"Without --allow or --cap a first-level agent may do what its user may. What an agent gives away can only be less\n" +
 			"than what it has. Actions are, in a database, " + strings.Join(actor.PostgresVerbs(), ", ") + ";\n" +
-			"on a host, " + strings.Join(actor.SSHVerbs(), ", ") + ".",
+			"on a host, " + strings.Join(actor.SSHVerbs(), ", ") + ";\n" +
+			"at a web service, " + strings.Join(actor.HTTPVerbs(), ", ") + ".",
 		Example: "  deputy run --as planner --target orders-db --purpose \"q3 refunds\" -- psql -c \"SELECT 1\"\n" +
 			"  deputy run --as planner --allow orders-db:select:shop:public.orders,public.customers -- ./agent\n" +
 			"  deputy run --as planner -- deputy run --as researcher --ttl 10m -- ./agent",
@@ -242,11 +243,16 @@ func checkReach(targets, known []string, capability actor.Details) error {
 }
 
 // parseAllow reads TARGET:ACTION,...[:DATABASE[:SCHEMA.TABLE,...]], where * stands for any database, or TARGET:ACTION,...[:ACCOUNT,...] for
-// a target that is a host.
+// a target that is a host, or TARGET:ACTION,...[:PATH,...] for a web service.
 func parseAllow(s string, td spiffeid.TrustDomain, targets []client.Target) (actor.Detail, error) {
 	parts := strings.Split(s, ":")
-	if slices.ContainsFunc(targets, func(t client.Target) bool { return t.Name == parts[0] && t.Kind == "ssh" }) {
-		return parseAllowHost(parts, td)
+	for _, t := range targets {
+		switch {
+		case t.Name == parts[0] && t.Kind == "ssh":
+			return parseAllowHost(parts, td)
+		case t.Name == parts[0] && t.Kind == "http":
+			return parseAllowHTTP(s, td)
+		}
 	}
 	if len(parts) < 2 || len(parts) > 4 {
 		return nil, fmt.Errorf("TARGET:ACTION,...[:DATABASE[:SCHEMA.TABLE,...]] is expected, such as orders-db:select:shop:public.*")
@@ -276,6 +282,22 @@ func parseAllowHost(parts []string, td spiffeid.TrustDomain) (actor.Detail, erro
 	d := actor.SSHDetail{Locations: []spiffeid.ID{id}, Actions: strings.Split(parts[1], ",")}
 	if len(parts) == 3 {
 		d.Accounts = strings.Split(parts[2], ",")
+	}
+	return d, actor.Details{d}.Validate()
+}
+
+func parseAllowHTTP(s string, td spiffeid.TrustDomain) (actor.Detail, error) {
+	parts := strings.SplitN(s, ":", 3)
+	if len(parts) < 2 {
+		return nil, errors.New("TARGET:ACTION,...[:PATH,...] is expected, such as billing:get,post:/v1/invoices/{id},/v1/reports/*")
+	}
+	id, err := actor.TargetID(td, parts[0])
+	if err != nil {
+		return nil, err
+	}
+	d := actor.HTTPDetail{Locations: []spiffeid.ID{id}, Actions: strings.Split(parts[1], ",")}
+	if len(parts) == 3 {
+		d.Paths = strings.Split(parts[2], ",")
 	}
 	return d, actor.Details{d}.Validate()
 }

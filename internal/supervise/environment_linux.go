@@ -31,13 +31,14 @@ func (s *Supervisor) Environment(base []string) []string {
 	}
 	var env []string
 	for _, e := range base {
-		if name, _, ok := strings.Cut(e, "="); ok && !slices.Contains(drop, name) {
+		if name, _, ok := strings.Cut(e, "="); ok && !slices.Contains(drop, name) && !strings.HasPrefix(name, urlPrefix) {
 			env = append(env, e)
 		}
 	}
 	socket := "unix://" + s.SocketPath()
 	env = append(env, client.SocketVariable+"="+socket, workloadVariable+"="+socket)
 	env = append(env, s.sshEnvironment()...)
+	env = append(env, s.httpEnvironment()...)
 	if len(s.listeners) == 0 {
 		return env
 	}

@@ -221,6 +221,10 @@ func (m Mesh) everything() (actor.Details, error) {
 			out = append(out, actor.PostgresDetail{Locations: []spiffeid.ID{id}, Actions: actor.PostgresVerbs()})
 		case "ssh":
 			out = append(out, actor.SSHDetail{Locations: []spiffeid.ID{id}, Actions: actor.SSHVerbs()})
+		case "http":
+			out = append(out, actor.HTTPDetail{Locations: []spiffeid.ID{id}, Actions: actor.HTTPVerbs()})
+		case "tcp":
+			out = append(out, actor.TCPDetail{Locations: []spiffeid.ID{id}, Actions: actor.TCPVerbs()})
 		}
 	}
 	if len(out) == 0 {

@@ -67,6 +67,7 @@ type Supervisor struct {
 	server    *grpc.Server
 	streams   *streamDesk
 	listeners []*pgListener
+	web       []*httpListener
 	sshConfig string // of the run; "" without SSH targets
 
 	// marks are what the agent's program, and all that it starts, is restrained by; nil before it starts.
@@ -139,6 +140,9 @@ func (s *Supervisor) start(ctx context.Context) error {
 		return err
 	}
 	if err := s.openListeners(ctx); err != nil {
+		return err
+	}
+	if err := s.openHTTP(ctx); err != nil {
 		return err
 	}
 	if err := s.openSocket(ctx); err != nil {
@@ -245,6 +249,9 @@ func (s *Supervisor) Close() error {
 		s.streams.close()
 	}
 	for _, l := range s.listeners {
+		l.close()
+	}
+	for _, l := range s.web {
 		l.close()
 	}
 	s.tasks.Wait()

@@ -75,13 +75,15 @@ type Kind string
 const (
 	Postgres Kind = "postgres"
 	SSH      Kind = "ssh"
+	HTTP     Kind = "http"
+	TCP      Kind = "tcp"
 )
 
 // ParseKind reads a kind as it stands in configuration.
 func ParseKind(s string) (Kind, error) {
 	switch k := Kind(s); k {
-	case Postgres, SSH:
+	case Postgres, SSH, HTTP, TCP:
 		return k, nil
 	}
-	return "", fmt.Errorf("target kind %q is not supported: want %q or %q", s, Postgres, SSH)
+	return "", fmt.Errorf("target kind %q is not supported: want %q, %q, %q or %q", s, Postgres, SSH, HTTP, TCP)
 }

@@ -35,6 +35,19 @@ func (m *Mesh) addHost(host *testssh.Server) {
 			}
 		}
 	}
+	m.addTarget(HostTarget, "ssh", "host", fmt.Sprintf(`    ssh:
+      address: %s
+      host_keys_file: web-host.pub
+      accounts:
+        - name: %s
+          ca_key_file: web-ca.key
+          roles: [analyst, support]
+`, host.Address(), host.Account))
+}
+
+// addTarget writes a target into the configurations of broker, proxy and agents. block is what the proxy needs to know of it.
+func (m *Mesh) addTarget(name, kind, listener, block string) {
+	m.t.Helper()
 	insert := func(role, before, text string) {
 		m.EditConfig(m.t, role, func(c string) string {
 			at := len(c)
@@ -46,19 +59,8 @@ func (m *Mesh) addHost(host *testssh.Server) {
 			return c[:at] + text + c[at:]
 		})
 	}
-	insert("broker", "sessions:\n", "  - name: "+HostTarget+"\n    kind: ssh\n    proxies: [main]\n")
-	insert("proxy", "audit:\n", fmt.Sprintf(`  - name: %s
-    kind: ssh
-    listen: %s
-    root: verified
-    ssh:
-      address: %s
-      host_keys_file: web-host.pub
-      accounts:
-        - name: %s
-          ca_key_file: web-ca.key
-          roles: [analyst, support]
-`, HostTarget, m.Address("host"), host.Address(), host.Account))
-	insert("agent", "", fmt.Sprintf("  - name: %s\n    kind: ssh\n    address: %s\n    proxy: spiffe://%s/deputy/proxy/main\n    renewal: https://%s\n",
-		HostTarget, m.Address("host"), TrustDomain, m.Address("renewal")))
+	insert("broker", "sessions:\n", fmt.Sprintf("  - name: %s\n    kind: %s\n    proxies: [main]\n", name, kind))
+	insert("proxy", "audit:\n", fmt.Sprintf("  - name: %s\n    kind: %s\n    listen: %s\n    root: verified\n%s", name, kind, m.Address(listener), block))
+	insert("agent", "", fmt.Sprintf("  - name: %s\n    kind: %s\n    address: %s\n    proxy: spiffe://%s/deputy/proxy/main\n    renewal: https://%s\n",
+		name, kind, m.Address(listener), TrustDomain, m.Address("renewal")))
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/deputymesh/deputy/internal/testpg"
 	"github.com/deputymesh/deputy/internal/testssh"
+	"github.com/deputymesh/deputy/internal/testweb"
 )
 
 // Names that every mesh has.
@@ -68,6 +69,7 @@ type settings struct {
 	pg      *testpg.Server
 	policy  string
 	host    *testssh.Server
+	web     *testweb.Site
 }
 
 // Option changes what Start makes.
@@ -127,6 +129,9 @@ func Start(t testing.TB, options ...Option) *Mesh {
 	}
 	if s.host != nil {
 		m.addHost(s.host)
+	}
+	if s.web != nil {
+		m.addWeb(s.web)
 	}
 	for _, role := range m.roles() {
 		// Small files: with the race detector it takes seconds to read the usual ones.
@@ -211,7 +216,7 @@ func (m *Mesh) EditConfig(t testing.TB, role string, change func(string) string)
 
 // Address of a listener: web, token, feed, renewal, target or other-target, second-renewal, or host.
 func (m *Mesh) Address(listener string) string {
-	offset, ok := map[string]int{"web": 0, "token": 1, "feed": 2, "renewal": 3, "target": 4, "other-target": 5, "second-renewal": 6, "host": 7}[listener]
+	offset, ok := map[string]int{"web": 0, "token": 1, "feed": 2, "renewal": 3, "target": 4, "other-target": 5, "second-renewal": 6, "host": 7, "service": 8, "rpc": 9, "raw": 10}[listener]
 	if !ok {
 		panic("testmesh: no listener " + listener)
 	}

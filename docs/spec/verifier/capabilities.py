@@ -7,6 +7,7 @@ from refusal import Refused, demand
 from strictjson import array_of, integer, object_of, string
 
 SSH_VERBS = ("exec shell subsystem forward sftp-read sftp-write sftp-list sftp-stat sftp-rename sftp-remove sftp-setstat sftp-link").split()
+HTTP_VERBS = "get head options post put patch delete grpc upgrade".split()
 VERBS = "select insert update delete truncate ddl admin call set copy lock listen".split()
 _NO_IDENTIFIER = re.compile('[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff.*"]')
 
@@ -114,7 +115,52 @@ def _read_ssh(value):
     return c
 
 
-_READERS = {"deputy_postgres": _read_postgres, "deputy_ssh": _read_ssh}
+_QUERY_KEY = re.compile("[^&;=#%+ ]{1,128}")
+_ANY = re.compile(r"\{[A-Za-z0-9_-]{1,64}\}")
+
+
+def _http_path(entry):
+    if not entry.startswith("/") or len(entry.encode()) > 4096 or _CONTROL.search(entry) or re.search(r"[\\;%?#]", entry):
+        return False
+    segments = entry[1:].split("/")
+    return "" not in segments[:-1] and not any(s.endswith((".", " ")) for s in segments)
+
+
+def _http_template(entry):
+    if len(entry.encode()) > 1024 or not _http_path(entry):
+        return False
+    segments = entry.split("/")
+    if segments[-1] == "*":
+        segments.pop()
+    return all(_ANY.fullmatch(s) or not re.search("[*{}]", s) for s in segments)
+
+
+def _query_key(entry):
+    return _QUERY_KEY.fullmatch(entry) is not None and len(entry.encode()) <= 128 and not _CONTROL.search(entry)
+
+
+_http = object_of({"type": string, "locations": _strings, "actions": _strings}, {"paths": _strings, "query": _strings})
+_tcp = object_of({"type": string, "locations": _strings, "actions": _strings}, {})
+
+
+def _read_http(value):
+    c = _http(value)
+    _list(c["locations"], ids.is_target)
+    _list(c["actions"], HTTP_VERBS.__contains__)
+    for name, good in {"paths": _http_template, "query": _query_key}.items():
+        if name in c:
+            _list(c[name], good)
+    return c
+
+
+def _read_tcp(value):
+    c = _tcp(value)
+    _list(c["locations"], ids.is_target)
+    _list(c["actions"], ["connect"].__contains__)
+    return c
+
+
+_READERS = {"deputy_postgres": _read_postgres, "deputy_ssh": _read_ssh, "deputy_http": _read_http, "deputy_tcp": _read_tcp}
 
 
 def _read_one(value):
@@ -148,6 +194,10 @@ def _one_within(c, p):
             return False
     if c["type"] == "deputy_ssh":
         return _ssh_within(c, p)
+    if c["type"] == "deputy_http":
+        return _http_within(c, p)
+    if c["type"] == "deputy_tcp":
+        return True
     if "databases" in p and not ("databases" in c and set(c["databases"]) <= set(p["databases"])):
         return False
     if "tables" in p:
@@ -183,6 +233,24 @@ def _ssh_within(c, p):
     return "paths" not in p or ("paths" in c and all(_lies(p["paths"], entry) for entry in c["paths"]))
 
 
+def _template_covers(template, path):
+    """Whether a template covers a path, or the template of a child."""
+    have, want = path.split("/"), template.split("/")
+    if want[-1] == "*":
+        return len(have) >= len(want) and _segments_cover(want[:-1], have) and (have[len(want) - 1] != "" or len(have) > len(want))
+    return len(have) == len(want) and _segments_cover(want, have)
+
+
+def _segments_cover(want, have):
+    return all(w == h or (_ANY.fullmatch(w) and h not in ("", "*")) for w, h in zip(want, have))
+
+
+def _http_within(c, p):
+    if "query" in p and not ("query" in c and set(c["query"]) <= set(p["query"])):
+        return False
+    return "paths" not in p or ("paths" in c and all(any(_template_covers(t, entry) for t in p["paths"]) for entry in c["paths"]))
+
+
 def within(details, parents):
     return all(any(_one_within(d, p) for p in parents) for d in details)
 
@@ -211,7 +279,20 @@ def _ssh_matches(c, action):
     return _path(what) and _lies(c.get("paths", [what]), what)
 
 
+def _http_matches(c, action):
+    path, query = action.get("path", ""), action.get("query", [])
+    if action["target"] not in c["locations"] or action["verb"] not in c["actions"]:
+        return False
+    if not _http_path(path) or ("paths" in c and not any(_template_covers(t, path) for t in c["paths"])):
+        return False
+    return "query" not in c or set(query) <= set(c["query"])
+
+
 def _one_matches(c, action):
+    if c["type"] == "deputy_http":
+        return _http_matches(c, action)
+    if c["type"] == "deputy_tcp":
+        return action["target"] in c["locations"] and action["verb"] in c["actions"]
     if c["type"] == "deputy_ssh":
         return _ssh_matches(c, action)
     schema, table = action.get("schema", ""), action.get("table", "")

@@ -34,6 +34,7 @@ func main() {
 		"orphan":     orphan,
 		"restrained": restrained,
 		"pry":        pry,
+		"rpc":        rpc,
 		"sleep":      sleep,
 		"names":      names,
 		"ticket":     ticket,

@@ -1,0 +1,151 @@
+package supervise
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/deputymesh/deputy/client"
+)
+
+// urlPrefix begins the variables that name the run's listeners of web services: DEPUTY_URL_BILLING_API=http://127.0.0.1:port.
+const urlPrefix = "DEPUTY_URL_"
+
+// localHeaderTime is how long a program may take for the header of a request.
+const localHeaderTime = 30 * time.Second
+
+// httpListener is the run's own way to one web service: a loopback port without TLS, for the run's own processes only.
+type httpListener struct {
+	s      *Supervisor
+	target client.Target
+	tcp    *net.TCPListener
+	relay  *client.HTTPRelay
+	server *http.Server
+	ready  chan net.Conn
+	done   chan struct{}
+	once   sync.Once
+	slots  chan struct{}
+	checks sync.WaitGroup
+}
+
+// openHTTP opens one listener per web service.
+func (s *Supervisor) openHTTP(ctx context.Context) error {
+	for _, t := range s.mesh.Targets {
+		if t.Kind != "http" {
+			continue
+		}
+		tcp, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		if err != nil {
+			return fmt.Errorf("opening the listener of %s: %w", t.Name, err)
+		}
+		l := &httpListener{s: s, target: t, tcp: tcp, ready: make(chan net.Conn), done: make(chan struct{}), slots: make(chan struct{}, maxLocalConns)}
+		l.relay = client.NewHTTPRelay(t, s.id, func(ctx context.Context) (client.Credential, error) {
+			return s.ex.Credential(ctx, t.Name, nil)
+		}, s.log)
+		l.server = &http.Server{
+			Handler: l.relay, ReadHeaderTimeout: localHeaderTime, Protocols: new(http.Protocols),
+			ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		}
+		l.server.Protocols.SetHTTP1(true)
+		l.server.Protocols.SetUnencryptedHTTP2(true)
+		s.web = append(s.web, l)
+		s.tasks.Go(func() { l.accept(ctx) })
+		s.tasks.Go(func() { _ = l.server.Serve(l) })
+	}
+	return nil
+}
+
+func (l *httpListener) close() {
+	l.once.Do(func() { close(l.done) })
+	_ = l.tcp.Close()
+	_ = l.server.Close()
+	l.relay.Close()
+}
+
+// accept admits connections by the processes that hold their other ends.
+func (l *httpListener) accept(ctx context.Context) {
+	defer l.checks.Wait()
+	for {
+		conn, err := l.tcp.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			l.s.log.Warn("a local connection was not accepted", "target", l.target.Name, "error", err)
+			continue
+		}
+		select {
+		case l.slots <- struct{}{}:
+		default:
+			refuseHTTP(conn, http.StatusServiceUnavailable, fmt.Sprintf("the run's listener of %s has %d connections already", l.target.Name, maxLocalConns))
+			continue
+		}
+		l.checks.Go(func() {
+			if err := l.s.admitHolders(ctx, conn); err != nil {
+				<-l.slots
+				l.s.log.WarnContext(ctx, "a local connection was refused", "target", l.target.Name, "error", plain(err))
+				refuseHTTP(conn, http.StatusForbidden, plain(err).Error())
+				return
+			}
+			select {
+			case l.ready <- &slotConn{Conn: conn, slots: l.slots}:
+			case <-l.done:
+				<-l.slots
+				_ = conn.Close()
+			}
+		})
+	}
+}
+
+// slotConn gives its slot back.
+type slotConn struct {
+	net.Conn
+	slots chan struct{}
+	once  sync.Once
+}
+
+func (c *slotConn) Close() error {
+	err := c.Conn.Close()
+	c.once.Do(func() { <-c.slots })
+	return err
+}
+
+// refuseHTTP answers before there is a request, as servers may.
+func refuseHTTP(conn net.Conn, status int, why string) {
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(time.Second))
+	text := "deputy: " + why + "\n"
+	_, _ = fmt.Fprintf(conn, "HTTP/1.1 %d %s\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s",
+		status, http.StatusText(status), len(text), text)
+}
+
+// Accept, Close and Addr are what http.Server takes admitted connections from.
+func (l *httpListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.ready:
+		return c, nil
+	case <-l.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *httpListener) Close() error   { return l.tcp.Close() }
+func (l *httpListener) Addr() net.Addr { return l.tcp.Addr() }
+
+// httpEnvironment names the listeners.
+func (s *Supervisor) httpEnvironment() []string {
+	var env []string
+	for _, l := range s.web {
+		env = append(env, urlPrefix+variableOf(l.target.Name)+"=http://"+l.tcp.Addr().String())
+	}
+	return env
+}
+
+// variableOf is a target's name as it stands in variables.
+func variableOf(name string) string { return strings.ToUpper(strings.ReplaceAll(name, "-", "_")) }

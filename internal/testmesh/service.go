@@ -1,0 +1,54 @@
+package testmesh
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/deputymesh/deputy/internal/testweb"
+)
+
+// Names of the web services, where there are any.
+const (
+	ServiceTarget = "billing" // nginx
+	RPCTarget     = "rpc"     // a gRPC server
+)
+
+// Web puts web services behind the proxy, as ServiceTarget and RPCTarget, for analysts. It is an option of a policy set that speaks
+// about them.
+func Web(site *testweb.Site) Option { return func(s *settings) { s.web = site } }
+
+// addWeb writes the services into the configurations of broker, proxy and agents.
+func (m *Mesh) addWeb(site *testweb.Site) {
+	m.t.Helper()
+	ca, err := os.ReadFile(site.CAFile)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	for name, data := range map[string][]byte{"billing-ca.crt": ca, "billing.token": []byte(testweb.Token + "\n")} {
+		path := filepath.Join(m.Dir, "proxy", name)
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			m.t.Fatal(err)
+		}
+		if Isolated() {
+			if err := os.Chown(path, proxyUID, proxyUID); err != nil {
+				m.t.Fatal(err)
+			}
+		}
+	}
+	m.addTarget(ServiceTarget, "http", "service", fmt.Sprintf(`    http:
+      url: %s
+      ca_file: billing-ca.crt
+      accounts:
+        - name: reader
+          bearer_file: billing.token
+          roles: [analyst]
+`, site.URL))
+	m.addTarget(RPCTarget, "http", "rpc", fmt.Sprintf(`    http:
+      url: http://%s
+      plain_http2: true
+      accounts:
+        - name: nobody
+          roles: [analyst]
+`, site.GRPC))
+}

@@ -1,0 +1,241 @@
+package httpd
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/deputymesh/deputy/proxy"
+	"github.com/deputymesh/deputy/proxy/internal/lobby"
+)
+
+// maxStrikes is how many credentials of one connection may be refused before it is closed.
+const maxStrikes = 3
+
+type connKey struct{}
+
+// door accepts connections, lets them show their SVIDs, and hands them to http.Server.
+type door struct {
+	e          *Engine
+	l          net.Listener
+	ctx        context.Context
+	ready      chan net.Conn
+	handshakes sync.WaitGroup
+}
+
+func (d *door) Accept() (net.Conn, error) {
+	select {
+	case c := <-d.ready:
+		return c, nil
+	case <-d.ctx.Done():
+		return nil, net.ErrClosed
+	}
+}
+
+func (d *door) Addr() net.Addr { return d.l.Addr() }
+func (d *door) Close() error   { return d.l.Close() }
+
+// open accepts until the context is done; an error means that the listener is broken.
+func (d *door) open() error {
+	var pause time.Duration
+	for {
+		raw, err := d.l.Accept()
+		if err != nil {
+			if d.ctx.Err() != nil {
+				return nil //nolint:nilerr // the engine was told to end
+			}
+			var passing interface {
+				Timeout() bool
+				Temporary() bool
+			}
+			if errors.Is(err, net.ErrClosed) || !errors.As(err, &passing) || !passing.Temporary() && !passing.Timeout() {
+				return fmt.Errorf("accepting agents for %s: %w", d.e.name, err)
+			}
+			// Out of file descriptors, as a rule: wait until some are free again.
+			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+			select {
+			case <-d.ctx.Done():
+			case <-time.After(pause):
+			}
+			continue
+		}
+		pause = 0
+		if tcp, ok := raw.(*net.TCPConn); ok {
+			_ = tcp.SetKeepAlivePeriod(30 * time.Second)
+		}
+		c := &agentConn{Conn: raw, e: d.e}
+		var full bool
+		if c.guest, full = d.e.room.Enter(c); full {
+			d.e.cfg.Core.Count("too_many_waiting")
+		}
+		if !d.e.keep(c) {
+			_ = c.Close()
+			return nil
+		}
+		d.handshakes.Go(func() { d.greet(c) })
+	}
+}
+
+// greet does TLS with one connection.
+func (d *door) greet(c *agentConn) {
+	early, cancel := context.WithTimeout(d.ctx, d.e.cfg.StartupTimeout)
+	defer cancel()
+	conn := tls.Server(c, d.e.tls)
+	if err := conn.HandshakeContext(early); err != nil {
+		d.e.cfg.Core.Count("startup")
+		d.e.cfg.Logger.DebugContext(d.ctx, "a connection ended before its first request", "target", d.e.name, "error", err)
+		_ = c.Close()
+		return
+	}
+	state := conn.ConnectionState()
+	if len(state.PeerCertificates) == 0 || len(state.PeerCertificates[0].URIs) != 1 {
+		_ = c.Close()
+		return
+	}
+	if d.e.room.Recognise(c.guest, state.PeerCertificates[0].URIs[0].String()) {
+		d.e.cfg.Core.Count("too_many_waiting")
+	}
+	c.peer = proxy.Peer{
+		Certificates: state.PeerCertificates, Address: c.RemoteAddr().String(),
+		TLS: tls.VersionName(state.Version) + " " + tls.CipherSuiteName(state.CipherSuite),
+	}
+	select {
+	case d.ready <- conn:
+	case <-d.ctx.Done():
+		_ = c.Close()
+	}
+}
+
+// agentConn is one connection of an agent, below TLS. It has one session at most: that of the first credential that is shown on it.
+type agentConn struct {
+	net.Conn
+	e     *Engine
+	guest *lobby.Guest
+	peer  proxy.Peer
+	once  sync.Once
+
+	mu      sync.Mutex // guards what follows
+	core    Session
+	account *Account
+	shown   [sha256.Size]byte // digest of the credential in force
+	strikes int
+	closed  bool
+}
+
+func agentConnOf(c net.Conn) *agentConn {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	a, _ := c.(*agentConn)
+	return a
+}
+
+// keep remembers a connection until it is closed; false when the engine has ended.
+func (e *Engine) keep(c *agentConn) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.ended {
+		return false
+	}
+	e.conns[c] = struct{}{}
+	return true
+}
+
+// Close ends the connection and its session.
+func (c *agentConn) Close() error {
+	err := c.Conn.Close()
+	c.once.Do(func() {
+		c.e.room.Leave(c.guest)
+		c.e.mu.Lock()
+		delete(c.e.conns, c)
+		ended := c.e.ended
+		c.e.mu.Unlock()
+		// A session may be opening under the lock; whoever closes doesn't wait for it.
+		go func() {
+			c.mu.Lock()
+			core := c.core
+			c.closed = true
+			c.mu.Unlock()
+			if core != nil {
+				reason := "client"
+				if ended {
+					reason = "shutdown"
+				}
+				core.Close(reason, "")
+				<-c.e.slots
+			}
+		}()
+	})
+	return err
+}
+
+var errStrikes = errors.New("too many credentials were refused on this connection")
+
+// session is the session that a request's credential belongs to. The error is a [*proxy.Refusal], or errStrikes.
+func (c *agentConn) session(ctx context.Context, credential string) (Session, *Account, error) {
+	digest := sha256.Sum256([]byte(credential))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.closed:
+		return nil, nil, &proxy.Refusal{Class: proxy.ClassClosed, Reason: "the connection is closed"}
+	case c.strikes >= maxStrikes:
+		return nil, nil, errStrikes
+	case c.core != nil && subtle.ConstantTimeCompare(digest[:], c.shown[:]) == 1:
+		return c.core, c.account, nil
+	}
+	err := c.show(ctx, credential)
+	if err != nil {
+		c.strikes++
+		return nil, nil, err
+	}
+	c.shown = digest
+	return c.core, c.account, nil
+}
+
+// show opens the session, or renews it. It needs the lock.
+func (c *agentConn) show(ctx context.Context, credential string) error {
+	if c.core != nil {
+		return c.core.Renew(ctx, c.peer, credential)
+	}
+	select {
+	case c.e.slots <- struct{}{}:
+	default:
+		c.e.cfg.Core.Count("too_many_connections")
+		return &proxy.Refusal{Class: proxy.ClassQuota, Reason: "this proxy has as many connections to the target as it may; close some, or try again in a moment"}
+	}
+	core, err := c.e.cfg.Core.Open(ctx, c.peer, credential, proxy.Connection{Protocol: "http", Upstream: c.e.cfg.Upstream.URL.String()})
+	if err != nil {
+		<-c.e.slots
+		return err
+	}
+	account, err := c.e.choose(ctx, core)
+	if err != nil {
+		core.Close("error", err.Error())
+		<-c.e.slots
+		return err
+	}
+	c.e.room.Leave(c.guest)
+	c.core, c.account = core, account
+	// The end of a session is the end of its connection, with all that runs on it.
+	context.AfterFunc(core.Context(), func() { _ = c.Close() })
+	return nil
+}
+
+// choose picks the account at the target by the user's roles.
+func (e *Engine) choose(ctx context.Context, core Session) (*Account, error) {
+	roles := core.Roles()
+	for i := range e.cfg.Accounts {
+		if e.cfg.Accounts[i].mayBeUsed(roles) {
+			return &e.cfg.Accounts[i], nil
+		}
+	}
+	return nil, core.Refuse(ctx, proxy.Command{Kind: proxy.VerbConnect, Scrubbed: "connect"},
+		proxy.Objection{Class: proxy.ClassPolicy, Reason: "none of the user's roles has an account at this target"})
+}

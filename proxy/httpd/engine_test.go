@@ -1,0 +1,529 @@
+package httpd_test
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/deputymesh/deputy/policy"
+	"github.com/deputymesh/deputy/proxy"
+	"github.com/deputymesh/deputy/proxy/httpd"
+)
+
+// echo answers with what the service saw.
+func echo(w http.ResponseWriter, r *http.Request) {
+	body, _ := io.ReadAll(r.Body)
+	w.Header().Set("Content-Type", "application/json")
+	to := json.NewEncoder(w)
+	to.SetEscapeHTML(false)
+	_ = to.Encode(seen{r.Method, r.RequestURI, r.Host, r.Header, string(body)})
+}
+
+type seen struct {
+	Method, URI, Host string
+	Header            http.Header
+	Body              string
+}
+
+func (r *rig) seen(method, path string, body io.Reader, headers ...string) seen {
+	r.t.Helper()
+	a, text := r.do(method, path, body, headers...)
+	var s seen
+	if err := json.Unmarshal([]byte(text), &s); err != nil || a.StatusCode != 200 {
+		r.t.Fatalf("%s %s: %d %s", method, path, a.StatusCode, text)
+	}
+	return s
+}
+
+func TestRequestsAreDecidedRecordedAndSentOn(t *testing.T) {
+	r := newRig(t, http.HandlerFunc(echo))
+	s := r.seen("POST", "/v1/invoices?page=2&state=open%20now", strings.NewReader("hello"), "X-Request-Id", "7")
+	if s.Method != "POST" || s.URI != "/v1/invoices?page=2&state=open%20now" || s.Body != "hello" || s.Header.Get("X-Request-Id") != "7" {
+		t.Errorf("the service saw %+v", s)
+	}
+	if s.Header.Get("Authorization") != "Bearer the-services-own-secret" || strings.Contains(fmt.Sprint(s), goodCredential) {
+		t.Errorf("the service saw the credential %q", s.Header.Values("Authorization"))
+	}
+	d := r.await(t, "decided", "POST /v1/invoices")
+	if d.cmd.Scrubbed != "POST /v1/invoices?page=…&state=…" || d.cmd.Ops[0].Action.Name() != "http:post" || d.cmd.Ops[0].Resource != policy.Endpoint("billing", "/v1/invoices", "page&state") || d.cmd.Account != "reader" || d.cmd.ReadOnly {
+		t.Errorf("decided %+v", d.cmd)
+	}
+	out := r.await(t, "completed", "POST /v1/invoices").out
+	if out.Status != "ok" || out.Code != "200" || out.Sent != 5 || out.Bytes == 0 {
+		t.Errorf("the outcome %+v", out)
+	}
+	// A second request, and one with a fresh credential, run in the same session.
+	r.seen("GET", "/again", nil)
+	q := r.request("GET", "/renewed", nil)
+	q.Header.Set("Authorization", "Bearer "+nextCredential)
+	a, err := r.client.Do(q)
+	if err != nil || a.StatusCode != 200 || a.Header.Get("Deputy-Session") != "s1" || r.opened.Load() != 1 {
+		t.Errorf("renewed: %v %v, %d sessions", a, err, r.opened.Load())
+	}
+	_ = a.Body.Close()
+}
+
+func TestWhatAgentsSayAboutThemselvesIsTakenAway(t *testing.T) {
+	r := newRig(t, http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		w.Header().Set("Set-Cookie", "session=the-accounts-own")
+		w.Header().Set("Deputy-Record", "forged")
+		w.Header().Set("Alt-Svc", `h3=":443"`)
+		echo(w, q)
+	}), func(c *httpd.Config) { c.Accounts[0].Headers = map[string]string{"X-Api-Key": "the-key"} })
+	var headers []string
+	for _, name := range []string{
+		"X-Forwarded-For", "X-Forwarded-User", "Forwarded", "Via", "X-Real-Ip", "X-Remote-User", "X-Auth-Request-Email", "X-Original-Url", "X-Rewrite-Url", "Deputy-Chain",
+		"Impersonate-User", "X_Forwarded_For", "Remote_user", "Cookie", "X-Api-Key", "Proxy-Authorization", "X-Ssl-Client-Cert", "Client-Cert", "X-Envoy-Original-Path",
+	} {
+		headers = append(headers, name, "1.2.3.4")
+	}
+	s := r.seen("GET", "/", nil, headers...)
+	for name, values := range s.Header {
+		if strings.Contains(strings.Join(values, ","), "1.2.3.4") {
+			t.Errorf("%s got through", name)
+		}
+	}
+	if s.Header.Get("X-Api-Key") != "the-key" {
+		t.Errorf("the account's header is %q", s.Header.Values("X-Api-Key"))
+	}
+	a, _ := r.do("GET", "/", nil)
+	if a.Header.Get("Set-Cookie") != "" || a.Header.Get("Alt-Svc") != "" || a.Header.Get("Deputy-Record") != "rec-decided" || len(a.Header.Values("Deputy-Record")) != 1 {
+		t.Errorf("the answer's headers: %v", a.Header)
+	}
+}
+
+func TestRefusalsSpeakHTTP(t *testing.T) {
+	var reached atomic.Int64
+	r := newRig(t, http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) { reached.Add(1); echo(w, q) }))
+	t.Run("without a credential", func(t *testing.T) {
+		q := r.request("GET", "/", nil)
+		q.Header.Del("Authorization")
+		a, err := r.client.Do(q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer a.Body.Close()
+		if say := a.Header.Get("WWW-Authenticate"); a.StatusCode != 401 || !strings.Contains(say, `Bearer realm="billing"`) || !strings.Contains(say, "resource_metadata=") || strings.Contains(say, "error=") {
+			t.Errorf("%d %q", a.StatusCode, say)
+		}
+	})
+	t.Run("with another one", func(t *testing.T) {
+		a, text := r.do("GET", "/", nil, "Authorization", "Bearer other")
+		if a.StatusCode != 401 {
+			t.Errorf("two headers: %d %s", a.StatusCode, text)
+		}
+		q := r.request("GET", "/", nil)
+		q.Header.Set("Authorization", "Bearer other")
+		a, err := r.client.Do(q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer a.Body.Close()
+		body, _ := io.ReadAll(a.Body)
+		if say := a.Header.Get("WWW-Authenticate"); a.StatusCode != 401 || !strings.Contains(say, `error="invalid_token"`) || !strings.Contains(string(body), "record: rec-open") {
+			t.Errorf("%d %q %s", a.StatusCode, say, body)
+		}
+	})
+	t.Run("by policy", func(t *testing.T) {
+		r.set(func() { r.allow = func(c proxy.Command) bool { return !strings.Contains(c.Scrubbed, "/secret") } })
+		a, text := r.do("DELETE", "/secret", nil)
+		if a.StatusCode != 403 || !strings.Contains(a.Header.Get("WWW-Authenticate"), `error="insufficient_scope"`) || !strings.Contains(text, "record: rec-refused") || a.Header.Get("Content-Type") != "application/problem+json" || a.Header.Get("Deputy-Record") != "rec-refused" {
+			t.Errorf("%d %v %s", a.StatusCode, a.Header, text)
+		}
+	})
+	t.Run("a mask that can't be put on", func(t *testing.T) {
+		r.set(func() { r.ob = policy.Obligations{Masks: []policy.MaskRule{{}}} })
+		defer r.set(func() { r.ob = policy.Obligations{} })
+		if a, text := r.do("GET", "/masked", nil); a.StatusCode != 403 || !strings.Contains(text, "asks for masks") {
+			t.Errorf("%d %s", a.StatusCode, text)
+		}
+	})
+	if reached.Load() != 0 {
+		t.Errorf("%d refused requests reached the service", reached.Load())
+	}
+	t.Run("metadata", func(t *testing.T) {
+		q := r.request("GET", "/.well-known/oauth-protected-resource", nil)
+		q.Header.Del("Authorization")
+		a, err := r.client.Do(q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer a.Body.Close()
+		var m map[string]any
+		if err := json.NewDecoder(a.Body).Decode(&m); err != nil || m["resource"] != "spiffe://test.example/target/billing" || fmt.Sprint(m["authorization_servers"]) != "[https://broker.test]" {
+			t.Errorf("%v %v", m, err)
+		}
+	})
+	t.Run("no account for the role", func(t *testing.T) {
+		r := newRig(t, http.HandlerFunc(echo), func(c *httpd.Config) { c.Accounts[0].Roles = []string{"auditor"} })
+		if a, text := r.do("GET", "/", nil); a.StatusCode != 403 || !strings.Contains(text, "none of the user's roles has an account") {
+			t.Errorf("%d %s", a.StatusCode, text)
+		}
+	})
+	t.Run("the service refuses the proxy", func(t *testing.T) {
+		r := newRig(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("WWW-Authenticate", `Basic realm="inner"`)
+			w.WriteHeader(401)
+		}))
+		if a, text := r.do("GET", "/", nil); a.StatusCode != 502 || a.Header.Get("WWW-Authenticate") != "" || !strings.Contains(text, "proxy's own credential") {
+			t.Errorf("%d %v %s", a.StatusCode, a.Header, text)
+		}
+		if out := r.await(t, "completed", "GET /").out; out.Status != "error" || out.Code != "401" {
+			t.Errorf("%+v", out)
+		}
+	})
+}
+
+// What can't be read in one way only is refused, and what is decided is what the service gets.
+func TestOnePathOneDecision(t *testing.T) {
+	r := newRig(t, http.HandlerFunc(echo))
+	for _, target := range []string{
+		"/a%2Fb", "/a%5Cb", `/a\b`, "/a/../b", "/a/%2e%2e/b", "/a/%2E/b", "/./a", "//a", "/a//b", "/a;x=1/b", "/a%3Bx", "/a%00b", "/a%0Ab", "/%252e%252e/a",
+		"/a.", "/a./b", "/a%20/b", "/a%23b", "/a%3Fb", "/a?b;c=d", "/a?_method=DELETE", "/a?%5Fmethod=DELETE", "/a?x%26y=1", "/a?a%00=1", "/a?x=%zz", "/a?x+y=1", "/%ff",
+		"http://other.example/a", "http://billing/a", "*",
+	} {
+		text := "GET " + target + " HTTP/1.1\r\nHost: billing\r\nAuthorization: Bearer " + goodCredential + "\r\nConnection: close\r\n\r\n"
+		if out := r.raw(text); !strings.HasPrefix(out, "HTTP/1.1 400") {
+			t.Errorf("%q: %.200q", target, out)
+		}
+	}
+	if n := len(r.all("decided")); n != 0 {
+		t.Errorf("%d of them were decided", n)
+	}
+	for sent, want := range map[string]string{
+		"/%61%62": "/ab", "/a%20b": "/a%20b", "/caf%C3%A9": "/caf%C3%A9", "/a/": "/a/", "/a?%70age=%31&&x": "/a?page=%31&x", "/A": "/A", "/a:b@c": "/a:b@c",
+	} {
+		out := r.raw("GET " + sent + " HTTP/1.1\r\nHost: billing\r\nAuthorization: Bearer " + goodCredential + "\r\nConnection: close\r\n\r\n")
+		if !strings.Contains(out, fmt.Sprintf(`"URI":%q`, want)) {
+			t.Errorf("%q: want %q in %q", sent, want, out)
+		}
+	}
+	for _, name := range []string{"X-HTTP-Method-Override", "X-Method-Override", "x-http-method"} {
+		if a, text := r.do("POST", "/a", nil, name, "DELETE"); a.StatusCode != 400 {
+			t.Errorf("%s: %d %s", name, a.StatusCode, text)
+		}
+	}
+	for _, method := range []string{"TRACE", "CONNECT", "PROPFIND", "get", "GETX"} {
+		out := r.raw(method + " /a HTTP/1.1\r\nHost: billing\r\nAuthorization: Bearer " + goodCredential + "\r\nConnection: close\r\n\r\n")
+		if !strings.HasPrefix(out, "HTTP/1.1 40") {
+			t.Errorf("%s: %.200q", method, out)
+		}
+	}
+	folded := newRig(t, http.HandlerFunc(echo), func(c *httpd.Config) { c.FoldCase = true })
+	if s := folded.seen("GET", "/Admin/Users", nil); s.URI != "/admin/users" || folded.all("decided")[0].cmd.Ops[0].Resource.Name != "/admin/users" {
+		t.Errorf("the service saw %q", s.URI)
+	}
+}
+
+// However a request is framed, the service sees as many requests as were decided.
+func TestNothingIsSmuggled(t *testing.T) {
+	var reached atomic.Int64
+	r := newRig(t, http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		reached.Add(1)
+		if strings.Contains(q.URL.Path, "smuggled") {
+			t.Errorf("%s %s reached the service", q.Method, q.URL)
+		}
+		echo(w, q)
+	}))
+	r.set(func() { r.allow = func(c proxy.Command) bool { return !strings.Contains(c.Scrubbed, "smuggled") } })
+	auth := "Host: billing\r\nAuthorization: Bearer " + goodCredential + "\r\n"
+	inner := "GET /smuggled HTTP/1.1\r\n" + auth + "\r\n"
+	chunked := fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(inner), inner)
+	for name, text := range map[string]string{
+		"CL.TE":               "POST /a HTTP/1.1\r\n" + auth + "Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + inner,
+		"TE.CL":               "POST /a HTTP/1.1\r\n" + auth + "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked,
+		"two lengths":         "POST /a HTTP/1.1\r\n" + auth + "Content-Length: 0\r\nContent-Length: 44\r\n\r\n" + inner,
+		"list of lengths":     "POST /a HTTP/1.1\r\n" + auth + "Content-Length: 0, 44\r\n\r\n" + inner,
+		"signed length":       "POST /a HTTP/1.1\r\n" + auth + "Content-Length: +0\r\n\r\n" + inner,
+		"hex length":          "POST /a HTTP/1.1\r\n" + auth + "Content-Length: 0x0\r\n\r\n" + inner,
+		"TE twice":            "POST /a HTTP/1.1\r\n" + auth + "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n" + chunked,
+		"TE unknown":          "POST /a HTTP/1.1\r\n" + auth + "Transfer-Encoding: xchunked\r\n\r\n" + chunked,
+		"TE with a space":     "POST /a HTTP/1.1\r\n" + auth + "Transfer-Encoding : chunked\r\n\r\n" + chunked,
+		"TE with a tab":       "POST /a HTTP/1.1\r\n" + auth + "Transfer-Encoding:\tchunked\r\nContent-Length: 4\r\n\r\n" + chunked,
+		"folded":              "POST /a HTTP/1.1\r\n" + auth + "X: y\r\n Transfer-Encoding: chunked\r\n\r\n" + chunked,
+		"bare LF":             "POST /a HTTP/1.1\r\n" + auth + "X: y\nContent-Length: 0\r\n\r\n" + inner,
+		"chunk extension":     "POST /a HTTP/1.1\r\n" + auth + "Transfer-Encoding: chunked\r\n\r\n0;x=\"\r\n" + inner + "\"\r\n\r\n",
+		"GET with a body":     "GET /a HTTP/1.1\r\n" + auth + fmt.Sprintf("Content-Length: %d\r\n\r\n", len(inner)) + inner,
+		"trailers":            "POST /a HTTP/1.1\r\n" + auth + "Transfer-Encoding: chunked\r\nTrailer: X-Forwarded-For\r\n\r\n0\r\nX-Forwarded-For: smuggled\r\n\r\n",
+		"HTTP/1.0 keep-alive": "POST /a HTTP/1.0\r\n" + auth + "Connection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked,
+		"absolute":            "GET http://billing/smuggled HTTP/1.1\r\n" + auth + "\r\n",
+		"line in the path":    "GET /a\rGET /smuggled HTTP/1.1\r\n" + auth + "\r\n",
+		"h2c":                 "GET /a HTTP/1.1\r\n" + auth + "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n" + inner,
+		"a nominated header":  "GET /a HTTP/1.1\r\n" + auth + "Connection: Authorization, keep-alive\r\n\r\n",
+	} {
+		out := r.raw(text)
+		t.Logf("%s: %.60q", name, out)
+	}
+	if got, want := reached.Load(), int64(len(r.all("decided"))); got > want {
+		t.Errorf("%d requests reached the service and %d were decided", got, want)
+	}
+}
+
+func TestBodiesOfAnySizeAreStreamed(t *testing.T) {
+	const size = 64 << 20
+	r := newRig(t, http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		if q.Method == "PUT" {
+			n, err := io.Copy(io.Discard, q.Body)
+			fmt.Fprintf(w, "%d %v", n, err)
+			return
+		}
+		http.ServeContent(w, q, "x", time.Time{}, io.NewSectionReader(zeros{}, 0, size))
+	}))
+	if a, text := r.do("PUT", "/up", io.LimitReader(endless{}, size)); a.StatusCode != 200 || text != fmt.Sprintf("%d <nil>", size) {
+		t.Errorf("%d %q", a.StatusCode, text)
+	}
+	a, text := r.do("GET", "/down", nil)
+	if a.StatusCode != 200 || len(text) != size {
+		t.Errorf("%d, %d bytes", a.StatusCode, len(text))
+	}
+	if a, text := r.do("GET", "/down", nil, "Range", "bytes=100-199"); a.StatusCode != 206 || len(text) != 100 || a.Header.Get("Content-Range") == "" {
+		t.Errorf("%d, %d bytes", a.StatusCode, len(text))
+	}
+	if out := r.await(t, "completed", "PUT /up").out; out.Sent != size {
+		t.Errorf("%+v", out)
+	}
+	if out := r.all("completed")[1].out; out.Bytes != size {
+		t.Errorf("%+v", out)
+	}
+}
+
+type zeros struct{}
+
+func (zeros) ReadAt(b []byte, _ int64) (int, error) { clear(b); return len(b), nil }
+
+type endless struct{}
+
+func (endless) Read(b []byte) (int, error) { clear(b); return len(b), nil }
+
+// Events arrive as they are sent, and a revocation ends the stream at once.
+func TestRevokedStreamsEnd(t *testing.T) {
+	gone := make(chan struct{})
+	r := newRig(t, http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		for i := 0; ; i++ {
+			if _, err := fmt.Fprintf(w, "data: %d\n\n", i); err != nil || q.Context().Err() != nil {
+				close(gone)
+				return
+			}
+			w.(http.Flusher).Flush()
+			select {
+			case <-q.Context().Done():
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
+	}))
+	a, err := r.client.Do(r.request("GET", "/events", nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Body.Close()
+	lines := bufio.NewReader(a.Body)
+	for range 6 {
+		if _, err := lines.ReadString('\n'); err != nil {
+			t.Fatal(err)
+		}
+	}
+	begun := time.Now()
+	r.last().revoke()
+	if _, err := io.Copy(io.Discard, lines); err == nil {
+		t.Error("the stream ended as if it were complete")
+	}
+	<-gone
+	if took := time.Since(begun); took > time.Second {
+		t.Errorf("it took %v", took)
+	}
+	if out := r.await(t, "completed", "GET /events").out; out.Status != "cut" {
+		t.Errorf("%+v", out)
+	}
+}
+
+func TestWebSocketsAreAnActionOfTheirOwn(t *testing.T) {
+	r := newRig(t, http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		c, err := websocket.Accept(w, q, &websocket.AcceptOptions{InsecureSkipVerify: true})
+		if err != nil {
+			return
+		}
+		defer c.CloseNow()
+		for {
+			kind, b, err := c.Read(q.Context())
+			if err != nil || c.Write(q.Context(), kind, b) != nil {
+				return
+			}
+		}
+	}))
+	transport := &http.Transport{TLSClientConfig: r.tls.Clone()}
+	transport.TLSClientConfig.NextProtos = []string{"http/1.1"}
+	defer transport.CloseIdleConnections()
+	options := &websocket.DialOptions{HTTPClient: &http.Client{Transport: transport}, HTTPHeader: http.Header{"Authorization": {"Bearer " + goodCredential}}}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	c, _, err := websocket.Dial(ctx, "wss://"+r.address+"/ws", options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.CloseNow()
+	if err := c.Write(ctx, websocket.MessageText, []byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	if _, b, err := c.Read(ctx); err != nil || string(b) != "hello" {
+		t.Fatalf("%q %v", b, err)
+	}
+	if d := r.await(t, "decided", "GET /ws"); d.cmd.Ops[0].Action.Name() != "http:upgrade" || !d.cmd.Ops[0].Write {
+		t.Errorf("%+v", d.cmd)
+	}
+	begun := time.Now()
+	r.last().revoke()
+	if _, _, err := c.Read(ctx); err == nil || time.Since(begun) > time.Second {
+		t.Errorf("after the revocation: %v in %v", err, time.Since(begun))
+	}
+	out := r.await(t, "completed", "GET /ws").out
+	if out.Status != "cut" || out.Code != "101" || out.Sent == 0 || out.Bytes == 0 {
+		t.Errorf("%+v", out)
+	}
+	r.set(func() { r.allow = func(c proxy.Command) bool { return c.Kind != "upgrade" } })
+	if _, a, err := websocket.Dial(ctx, "wss://"+r.address+"/ws", options); err == nil || a == nil || a.StatusCode != 403 {
+		t.Errorf("refused: %v %v", a, err)
+	}
+}
+
+func TestGRPCCallsAreDecidedByMethod(t *testing.T) {
+	server := grpc.NewServer()
+	healthv1.RegisterHealthServer(server, health.NewServer())
+	r := newRig(t, server)
+	conn, err := grpc.NewClient("passthrough:///"+r.address, grpc.WithTransportCredentials(credentials.NewTLS(r.tls.Clone())))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(context.Background(), "authorization", "Bearer "+goodCredential), 20*time.Second)
+	defer cancel()
+	rpc := healthv1.NewHealthClient(conn)
+	if a, err := rpc.Check(ctx, &healthv1.HealthCheckRequest{}); err != nil || a.Status != healthv1.HealthCheckResponse_SERVING {
+		t.Fatalf("%v %v", a, err)
+	}
+	if d := r.await(t, "decided", "/grpc.health.v1.Health/Check"); d.cmd.Ops[0].Action.Name() != "http:grpc" {
+		t.Errorf("%+v", d.cmd)
+	}
+	if _, err := rpc.Check(ctx, &healthv1.HealthCheckRequest{Service: "unknown"}); status.Code(err) != codes.NotFound {
+		t.Errorf("the service's own status: %v", err)
+	}
+	watch, err := rpc.Watch(ctx, &healthv1.HealthCheckRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := watch.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	r.set(func() { r.allow = func(c proxy.Command) bool { return false } })
+	if _, err := rpc.Check(ctx, &healthv1.HealthCheckRequest{}); status.Code(err) != codes.PermissionDenied || !strings.Contains(err.Error(), "record: rec-refused") {
+		t.Errorf("refused: %v", err)
+	}
+	r.last().revoke()
+	if _, err := watch.Recv(); err == nil || errors.Is(err, io.EOF) {
+		t.Errorf("the stream after its revocation: %v", err)
+	}
+}
+
+// A decision that isn't durable has no effect, and one that never will be is a refusal.
+func TestEvidenceBeforeEffect(t *testing.T) {
+	var reached atomic.Int64
+	r := newRig(t, http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) { reached.Add(1); echo(w, q) }))
+	release := make(chan error)
+	r.set(func() { r.durable = func(context.Context) error { return <-release } })
+	answer := make(chan *http.Response)
+	ask := func() {
+		a, err := r.client.Do(r.request("GET", "/", nil))
+		if err != nil {
+			t.Error(err)
+		} else {
+			_ = a.Body.Close()
+		}
+		answer <- a
+	}
+	go ask()
+	time.Sleep(50 * time.Millisecond)
+	if reached.Load() != 0 {
+		t.Error("the service was asked before the decision was durable")
+	}
+	release <- nil
+	if a := <-answer; a.StatusCode != 200 || reached.Load() != 1 {
+		t.Errorf("%d", a.StatusCode)
+	}
+	go ask()
+	release <- &proxy.Refusal{Class: proxy.ClassEvidence, Reason: "the decision couldn't be recorded"}
+	if a := <-answer; a.StatusCode != 503 || a.Header.Get("Deputy-Record") != "none" || reached.Load() != 1 {
+		t.Errorf("%d %v, %d reached the service", a.StatusCode, a.Header, reached.Load())
+	}
+}
+
+func TestConnectionsAreBounded(t *testing.T) {
+	r := newRig(t, http.HandlerFunc(echo), func(c *httpd.Config) { c.MaxConnections = 1; c.StartupTimeout = 500 * time.Millisecond })
+	r.seen("GET", "/first", nil)
+	other := &http.Client{Transport: &http.Transport{TLSClientConfig: r.tls.Clone(), DisableKeepAlives: true}}
+	a, err := other.Do(r.request("GET", "/second", nil))
+	if err != nil || a.StatusCode != 429 {
+		t.Fatalf("%v %v", a, err)
+	}
+	_ = a.Body.Close()
+	// The place is free again when the first connection has ended.
+	r.client.CloseIdleConnections()
+	r.await(t, "closed", "s1 client")
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		a, err := other.Do(r.request("GET", "/third", nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = a.Body.Close()
+		if a.StatusCode == 200 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("still %d", a.StatusCode)
+		}
+	}
+	// A header that doesn't end, and too large a one.
+	cfg := r.tls.Clone()
+	cfg.NextProtos = []string{"http/1.1"}
+	c, err := tls.Dial("tcp", r.address, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_, _ = io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n")
+	_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	if _, err := io.ReadAll(c); err != nil && strings.Contains(err.Error(), "timeout") {
+		t.Errorf("a header that doesn't end: %v", err)
+	}
+	if out := r.raw("GET / HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", 80<<10) + "\r\n\r\n"); out != "" && !strings.HasPrefix(out, "HTTP/1.1 431") {
+		t.Errorf("%.80q", out)
+	}
+	// Credentials that are refused over and over.
+	for i := range 5 {
+		q := r.request("GET", "/", nil)
+		q.Header.Set("Authorization", fmt.Sprint("Bearer wrong", i))
+		if a, err := r.client.Do(q); err == nil {
+			_ = a.Body.Close()
+			if a.StatusCode == 200 {
+				t.Error("a wrong credential was taken")
+			}
+		}
+	}
+}

@@ -1,0 +1,70 @@
+package httpd
+
+import (
+	"net/http"
+	"net/url"
+	"strings"
+)
+
+// fromAgents are headers that say who asks or where from. Services believe them of a proxy, so none comes from an agent.
+var fromAgents = []string{
+	"Authorization", "Proxy-Authorization", "Forwarded", "Via", "True-Client-Ip", "Client-Ip", "Cf-Connecting-Ip", "Fastly-Client-Ip",
+	"Remote-User", "X-Real-Ip", "X-Client-Ip", "X-Cluster-Client-Ip", "X-Remote-User", "X-Remote-Group", "X-User", "X-Username", "X-Email",
+	"X-Original-Url", "X-Original-Uri", "X-Original-Method", "X-Original-Host", "X-Rewrite-Url", "X-Host", "X-Forwarded", "X-Envoy-External-Address",
+	"X-Ssl-Client-Cert", "Ssl-Client-Cert", "Client-Cert", "Client-Cert-Chain", "Front-End-Https", "Early-Data", "Max-Forwards",
+}
+
+// fromAgentsBegin begins the names of more of them.
+var fromAgentsBegin = []string{
+	"Deputy-", "Impersonate-", "X-Forwarded-", "X-Auth-", "X-Authenticated-", "X-Remote-", "X-Ssl-", "X-Client-Cert", "X-Amzn-Oidc-", "X-Goog-", "X-Ms-Client-Principal",
+	"X-Envoy-", "Proxy-",
+}
+
+// ownToTarget are headers of an answer that are between proxy and target: how it wants to be signed in to, and where else it is.
+var ownToTarget = []string{"Www-Authenticate", "Proxy-Authenticate", "Authentication-Info", "Proxy-Authentication-Info", "Alt-Svc", "Strict-Transport-Security"}
+
+// clean takes away what an agent may not say to a service. A name with an underscore is another one to some servers.
+func (e *Engine) clean(h http.Header, a *Account) {
+	for name := range h {
+		if strings.Contains(name, "_") {
+			delete(h, name)
+			continue
+		}
+		for _, begin := range fromAgentsBegin {
+			if strings.HasPrefix(name, begin) {
+				delete(h, name)
+			}
+		}
+	}
+	for _, name := range fromAgents {
+		h.Del(name)
+	}
+	for name := range a.Headers {
+		h.Del(name)
+	}
+	if !e.cfg.Cookies {
+		h.Del("Cookie")
+	}
+}
+
+// cleanAnswer takes away what a service may not say to an agent.
+func (e *Engine) cleanAnswer(h http.Header) {
+	for name := range h {
+		if strings.HasPrefix(name, "Deputy-") {
+			delete(h, name)
+		}
+	}
+	for _, name := range ownToTarget {
+		h.Del(name)
+	}
+	if !e.cfg.Cookies {
+		h.Del("Set-Cookie")
+	}
+	// The service's own origin is not where an agent reaches it.
+	if to := h.Get("Location"); to != "" {
+		if u, err := url.Parse(to); err == nil && strings.EqualFold(u.Host, e.cfg.Upstream.URL.Host) && u.Opaque == "" && u.User == nil && strings.HasPrefix(u.Path, "/") {
+			u.Scheme, u.Host = "", ""
+			h.Set("Location", u.String())
+		}
+	}
+}

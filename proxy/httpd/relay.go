@@ -1,0 +1,254 @@
+package httpd
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/deputymesh/deputy/proxy"
+)
+
+const relayBuffer = 32 << 10
+
+func itoa(n int) string { return strconv.Itoa(n) }
+
+// exchange is one allowed request on its way.
+type exchange struct {
+	request request
+	account *Account
+	core    Session
+	pass    Pass
+
+	status int
+	bytes  atomic.Int64 // to the agent
+	sent   atomic.Int64 // to the target
+	failed error        // there is no answer of the target's
+}
+
+type exchangeKey struct{}
+
+func exchangeOf(ctx context.Context) *exchange {
+	x, _ := ctx.Value(exchangeKey{}).(*exchange)
+	return x
+}
+
+// ServeHTTP takes one request from its credential to its outcome.
+func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	conn, _ := r.Context().Value(connKey{}).(*agentConn)
+	if conn == nil || !e.begin() {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return
+	}
+	defer e.work.Done()
+
+	// 1. Who asks.
+	if r.URL.Path == metadataPath {
+		e.serveMetadata(w, r)
+		return
+	}
+	credential, ok := bearer(r.Header)
+	if !ok {
+		e.unauthenticated(w, r)
+		return
+	}
+	core, account, err := conn.session(r.Context(), credential)
+	if err != nil {
+		e.refuse(w, r, err)
+		return
+	}
+	w.Header().Set("Deputy-Session", core.ID())
+
+	// 2. What is asked.
+	req, objection := e.parse(r)
+	req.cmd.Account = account.Name
+	if objection != nil {
+		e.refuse(w, r, core.Refuse(r.Context(), req.cmd, *objection))
+		return
+	}
+
+	// 3. Whether it may be. The decision is durable when Authorize returns: no request is known to be without effect.
+	pass, err := core.Authorize(r.Context(), req.cmd)
+	if err != nil {
+		e.refuse(w, r, err)
+		return
+	}
+	x := &exchange{request: req, account: account, core: core, pass: pass}
+	ctx, cancel := context.WithCancel(context.WithValue(r.Context(), exchangeKey{}, x))
+	defer cancel()
+	stop := context.AfterFunc(core.Context(), cancel)
+	defer stop()
+	if err := pass.Use(); err != nil {
+		e.refuse(w, r, err)
+		return
+	}
+
+	// 4. The effect, and its outcome: "cut" unless the answer went through to its end.
+	status := "cut"
+	defer func() { e.complete(ctx, x, status) }()
+	w.Header().Set("Deputy-Record", pass.RecordID().String())
+	e.relay.ServeHTTP(w, r.WithContext(ctx))
+	switch {
+	case ctx.Err() != nil && core.Context().Err() != nil:
+	case x.failed != nil || x.status >= 400:
+		status = "error"
+	default:
+		status = "ok"
+	}
+}
+
+func (e *Engine) complete(ctx context.Context, x *exchange, status string) {
+	o := proxy.Outcome{Status: status, Sent: x.sent.Load(), Bytes: x.bytes.Load()}
+	if x.status != 0 {
+		o.Command, o.Code = "HTTP "+itoa(x.status), itoa(x.status)
+	}
+	if err := x.pass.Completed(context.WithoutCancel(ctx), o); err != nil {
+		e.cfg.Logger.ErrorContext(ctx, "an outcome couldn't be recorded", "error", err)
+	}
+}
+
+// bearer is the one credential of a request (RFC 6750 §2.1); it never stands in the query or the body here.
+func bearer(h http.Header) (string, bool) {
+	all := h.Values("Authorization")
+	if len(all) != 1 {
+		return "", false
+	}
+	scheme, credential, ok := strings.Cut(all[0], " ")
+	return credential, ok && strings.EqualFold(scheme, "bearer") && credential != ""
+}
+
+// newRelay makes what sends allowed requests on.
+func newRelay(e *Engine) *httputil.ReverseProxy {
+	return &httputil.ReverseProxy{
+		Rewrite:        e.rewrite,
+		Transport:      roundTripper{e},
+		ModifyResponse: e.answered,
+		ErrorHandler:   e.unanswered,
+		BufferPool:     &buffers{},
+		ErrorLog:       nil,
+	}
+}
+
+// rewrite makes the target's request: the canonical form, the account's credential, and nothing that an agent may not say.
+func (e *Engine) rewrite(p *httputil.ProxyRequest) {
+	x := exchangeOf(p.In.Context())
+	p.Out.Method = x.request.method
+	p.Out.URL = &url.URL{Scheme: e.cfg.Upstream.URL.Scheme, Host: e.cfg.Upstream.URL.Host, Path: x.request.path, RawQuery: x.request.query}
+	p.Out.Host = e.cfg.Upstream.URL.Host
+	p.Out.Trailer = nil
+	e.clean(p.Out.Header, x.account)
+	if p.Out.Body != nil && p.Out.Body != http.NoBody {
+		p.Out.Body = counted{p.Out.Body, &x.sent}
+	}
+}
+
+type roundTripper struct{ e *Engine }
+
+func (t roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
+	x := exchangeOf(r.Context())
+	if err := x.account.sign(r.Header); err != nil {
+		return nil, err
+	}
+	x.pass.Forwarded(0) // the body is counted as it goes
+	return x.account.transport.RoundTrip(r)
+}
+
+// errSignIn is an answer that is about the proxy's own credential.
+var errSignIn = errors.New("the target didn't accept the proxy's credential")
+
+// answered looks at the head of an answer.
+func (e *Engine) answered(r *http.Response) error {
+	x := exchangeOf(r.Request.Context())
+	x.status = r.StatusCode
+	if r.StatusCode == http.StatusUnauthorized || r.StatusCode == http.StatusProxyAuthRequired {
+		return errSignIn
+	}
+	e.cleanAnswer(r.Header)
+	if rw, ok := r.Body.(io.ReadWriteCloser); ok && r.StatusCode == http.StatusSwitchingProtocols {
+		if x.request.verb != "upgrade" || !strings.EqualFold(r.Header.Get("Upgrade"), "websocket") {
+			return errors.New("the target left HTTP though nobody asked it to")
+		}
+		r.Body = countedBoth{rw, x}
+		return nil
+	}
+	r.Body = counted{r.Body, &x.bytes}
+	return nil
+}
+
+// unanswered tells the agent that there is no answer.
+func (e *Engine) unanswered(w http.ResponseWriter, r *http.Request, err error) {
+	x := exchangeOf(r.Context())
+	x.failed = err
+	if x.core.Context().Err() != nil {
+		e.refuse(w, r, &proxy.Refusal{Class: proxy.ClassRevoked, Reason: context.Cause(x.core.Context()).Error(), Ended: true, RecordID: x.pass.RecordID()})
+		return
+	}
+	if r.Context().Err() == nil {
+		e.cfg.Logger.ErrorContext(r.Context(), "the target gave no answer", "target", e.name, "account", x.account.Name, "error", err)
+	}
+	reason := "the target can't be reached, or broke off; if it stays so, tell the operator of this proxy"
+	if errors.Is(err, errSignIn) {
+		reason = "the target didn't accept the proxy's own credential; tell the operator of this proxy"
+	}
+	no := &proxy.Refusal{Class: "target", Reason: reason, RecordID: x.pass.RecordID()}
+	if x.request.verb == "grpc" {
+		refuseGRPC(w, http.StatusBadGateway, no)
+		return
+	}
+	writeProblem(w, http.StatusBadGateway, no)
+}
+
+// counted counts what is read of a body.
+type counted struct {
+	io.ReadCloser
+	n *atomic.Int64
+}
+
+func (c counted) Read(b []byte) (int, error) {
+	n, err := c.ReadCloser.Read(b)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+// countedBoth counts what goes both ways once HTTP is left.
+type countedBoth struct {
+	io.ReadWriteCloser
+	x *exchange
+}
+
+func (c countedBoth) Read(b []byte) (int, error) {
+	n, err := c.ReadWriteCloser.Read(b)
+	c.x.bytes.Add(int64(n))
+	return n, err
+}
+
+func (c countedBoth) Write(b []byte) (int, error) {
+	n, err := c.ReadWriteCloser.Write(b)
+	c.x.sent.Add(int64(n))
+	return n, err
+}
+
+// CloseWrite passes a half-close on.
+func (c countedBoth) CloseWrite() error {
+	if half, ok := c.ReadWriteCloser.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return c.Close()
+}
+
+type buffers struct{ pool sync.Pool }
+
+func (p *buffers) Get() []byte {
+	if b, ok := p.pool.Get().(*[]byte); ok {
+		return *b
+	}
+	return make([]byte, relayBuffer)
+}
+
+func (p *buffers) Put(b []byte) { p.pool.Put(&b) }

@@ -1,0 +1,188 @@
+package httpd
+
+import (
+	"fmt"
+	"mime"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/deputymesh/deputy/actor"
+	"github.com/deputymesh/deputy/policy"
+	"github.com/deputymesh/deputy/proxy"
+)
+
+// Classes of refusals of this engine, beside those of the core.
+const (
+	classUnsupported = "unsupported" // not spoken here, whatever policy says
+	classMalformed   = "malformed"   // servers could read it in different ways
+)
+
+// maxRequestURI bounds path and query together, in bytes.
+const maxRequestURI = 16 << 10
+
+// methods are those that can be decided.
+var methods = map[string]string{
+	"GET": "get", "HEAD": "head", "OPTIONS": "options", "POST": "post", "PUT": "put", "PATCH": "patch", "DELETE": "delete",
+}
+
+// overrides are headers by which some servers take another method than the request's.
+var overrides = []string{"X-Http-Method-Override", "X-Http-Method", "X-Method-Override"}
+
+// request is a request in its one canonical form: what is decided, and what the target gets.
+type request struct {
+	method string
+	path   string // decoded
+	query  string // encoded
+	verb   string
+	cmd    proxy.Command
+}
+
+// uri is the request's target as it is sent on (RFC 9112 §3.2.1).
+func (r request) uri() string {
+	u := url.URL{Path: r.path, RawQuery: r.query}
+	return u.RequestURI()
+}
+
+// parse brings a request into its canonical form. The objection, if any, refuses it before it is decided.
+func (e *Engine) parse(r *http.Request) (request, *proxy.Objection) {
+	out := request{method: r.Method, cmd: proxy.Command{Kind: "request"}}
+	malformed := func(format string, args ...any) (request, *proxy.Objection) {
+		return out, &proxy.Objection{Class: classMalformed, Reason: fmt.Sprintf(format, args...)}
+	}
+	unsupported := func(format string, args ...any) (request, *proxy.Objection) {
+		return out, &proxy.Objection{Class: classUnsupported, Reason: fmt.Sprintf(format, args...)}
+	}
+	verb, known := methods[r.Method]
+	if !known {
+		return unsupported("the method %q can't be decided here", clip(printable(r.Method), 32))
+	}
+	out.verb, out.cmd.Kind = verb, verb
+	if len(r.RequestURI) > maxRequestURI {
+		return malformed("path and query have %d bytes; at most %d can be decided", len(r.RequestURI), maxRequestURI)
+	}
+	if r.URL.Scheme != "" || r.URL.Opaque != "" || !strings.HasPrefix(r.RequestURI, "/") {
+		return malformed("the request names more than a path of this target")
+	}
+	for _, name := range overrides {
+		if len(r.Header.Values(name)) > 0 {
+			return malformed("the header %s asks for another method than the request's", name)
+		}
+	}
+
+	// 1. The path.
+	raw, query, _ := strings.Cut(r.RequestURI, "?")
+	path, err := decodePath(raw)
+	if err == nil && e.cfg.FoldCase {
+		path = strings.ToLower(path)
+	}
+	if err == nil {
+		err = actor.CheckHTTPPath(path)
+	}
+	if err != nil {
+		return malformed("the path can't be decided: %v", err)
+	}
+	out.path = path
+
+	// 2. The query.
+	keys, canonical, err := decodeQuery(query)
+	if err != nil {
+		return malformed("the query can't be decided: %v", err)
+	}
+	joined, err := actor.JoinQueryKeys(keys)
+	if err != nil {
+		return malformed("the query can't be decided: %v", err)
+	}
+	out.query = canonical
+
+	// 3. What is more than a method.
+	check := bytesOnly
+	if upgrade := r.Header.Values("Upgrade"); len(upgrade) > 0 {
+		if len(upgrade) != 1 || !strings.EqualFold(upgrade[0], "websocket") || r.Method != http.MethodGet || r.ContentLength != 0 {
+			return unsupported("a request can leave HTTP for a WebSocket only")
+		}
+		out.verb, check = "upgrade", opaque
+	} else if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err == nil && (kind == "application/grpc" || strings.HasPrefix(kind, "application/grpc+")) {
+		if r.Method != http.MethodPost || r.ProtoMajor != 2 {
+			return malformed("gRPC is POST over HTTP/2")
+		}
+		out.verb = "grpc"
+	}
+	out.cmd.Kind = out.verb
+	out.cmd.Text, out.cmd.Scrubbed = r.Method+" "+out.uri(), r.Method+" "+out.path
+	if joined != "" {
+		out.cmd.Scrubbed += "?" + strings.ReplaceAll(joined, "&", "=…&") + "=…"
+	}
+	out.cmd.Check = check
+	out.cmd.Ops = []proxy.Op{{
+		Action:   actor.HTTPAction{Target: e.cfg.Target, Verb: out.verb, Path: path, Query: joined},
+		Resource: policy.Endpoint(e.name, path, joined),
+		Write:    out.verb != "get" && out.verb != "head" && out.verb != "options",
+	}}
+	return out, nil
+}
+
+// decodePath decodes a path once, segment by segment: a slash or a backslash that was encoded is refused, not decoded.
+func decodePath(raw string) (string, error) {
+	segments := strings.Split(raw, "/")
+	for i, s := range segments {
+		decoded, err := url.PathUnescape(s)
+		if err != nil {
+			return "", err
+		}
+		if strings.Contains(decoded, "/") {
+			return "", fmt.Errorf("segment %q holds an encoded slash", clip(s, 64))
+		}
+		segments[i] = decoded
+	}
+	return strings.Join(segments, "/"), nil
+}
+
+// decodeQuery gives the keys of a query, and the query with its keys in one spelling. Values are left as they are.
+func decodeQuery(raw string) (keys []string, canonical string, err error) {
+	if raw == "" {
+		return nil, "", nil
+	}
+	if strings.ContainsAny(raw, ";#") {
+		return nil, "", fmt.Errorf("it holds a semicolon or a number sign that isn't encoded, which servers read in different ways")
+	}
+	var parts []string
+	for _, p := range strings.Split(raw, "&") {
+		if p == "" {
+			continue
+		}
+		rawKey, value, hasValue := strings.Cut(p, "=")
+		key, err := url.QueryUnescape(rawKey)
+		if err != nil {
+			return nil, "", err
+		}
+		if _, err := url.QueryUnescape(value); err != nil {
+			return nil, "", err
+		}
+		if lower := strings.ToLower(key); lower == "_method" || lower == "x-http-method-override" {
+			return nil, "", fmt.Errorf("the key %q asks some servers for another method than the request's", key)
+		}
+		part := url.QueryEscape(key)
+		if hasValue {
+			part += "=" + value
+		}
+		keys, parts = append(keys, key), append(parts, part)
+	}
+	return keys, strings.Join(parts, "&"), nil
+}
+
+// bytesOnly refuses obligations that nothing here can carry out.
+func bytesOnly(o policy.Obligations) error {
+	if len(o.Masks) > 0 || o.MaxRows > 0 {
+		return &proxy.Objection{Class: classUnsupported, Reason: "the policy asks for masks or a limit of rows, and this version finds neither columns nor rows in an HTTP answer"}
+	}
+	return nil
+}
+
+// opaque refuses, beyond that, a full recording of what isn't looked at.
+func opaque(o policy.Obligations) error {
+	if o.Record == policy.RecordFull {
+		return &proxy.Objection{Class: classUnsupported, Reason: `the policy asks for @record("full"), and what is said on a WebSocket can't be recorded here`}
+	}
+	return bytesOnly(o)
+}
