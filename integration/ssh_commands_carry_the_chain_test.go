@@ -176,5 +176,28 @@ func TestSSHCommandsCarryTheChain(t *testing.T) {
 			t.Errorf("with names: %s", r)
 		}
 	})
+	t.Run("a restricted host", func(t *testing.T) {
+		m.EditConfig(t, "proxy", func(c string) string {
+			return strings.Replace(c, "      host_keys_file: web-host.pub\n", "      host_keys_file: web-host.pub\n      restricted: true\n", 1)
+		})
+		m.Proxy.Stop()
+		m.Proxy.Begin()
+		eventually(t, alice)
+		for name, script := range map[string]string{
+			"a shell":    `echo 'id -un' | ` + sshRun + `-T web`,
+			"a terminal": sshRun + `-tt web id -un`,
+		} {
+			r := alice.Run(t, onHost[:1], "sh", "-c", script)
+			if r.Code != 126 || strings.Contains(r.Stdout, host.Account) {
+				t.Fatalf("%s: %s", name, r)
+			}
+			if d, ok := m.Record(t, "proxy", testmesh.RecordIn(t, r.Stderr)).Event.(*audit.Decision); !ok || d.Effect != audit.Refuse || d.Class != "restricted" {
+				t.Errorf("%s: the record: %+v", name, d)
+			}
+		}
+		if r := alice.Run(t, onHost[:1], "sh", "-c", sshRun+`web id -un`); strings.TrimSpace(r.Stdout) != host.Account {
+			t.Errorf("a command: %s", r)
+		}
+	})
 	m.Verify(t)
 }

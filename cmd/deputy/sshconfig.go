@@ -27,6 +27,8 @@ type sshConfig struct {
 	HostCAFile   string `yaml:"host_ca_file,omitempty"`
 	// Forwarding lets policy allow forwardings to what the host reaches.
 	Forwarding bool `yaml:"forwarding,omitempty"`
+	// Restricted lets commands and files through alone: no shell, no terminal, no other subsystem.
+	Restricted bool `yaml:"restricted,omitempty"`
 	// Environment names the variables that agents may set.
 	Environment []string           `yaml:"environment,omitempty"`
 	Accounts    []sshAccountConfig `yaml:"accounts"`
@@ -54,6 +56,9 @@ func (c *sshConfig) check(path string) error {
 	}
 	if c.HostKeysFile == "" && c.HostCAFile == "" {
 		return fieldError(path, "host_keys_file or host_ca_file is expected: a host is always verified")
+	}
+	if c.Restricted && c.Forwarding {
+		return fieldError(path+".forwarding", "a restricted target forwards nothing: leave one of both out")
 	}
 	if len(c.Accounts) == 0 {
 		return fieldError(path+".accounts", "at least one account is expected (name, key_file or ca_key_file, roles)")
@@ -168,7 +173,7 @@ func (t *targetConfig) sshEngine(config string, td spiffeid.TrustDomain, core *p
 	}
 	e, err := sshd.New(sshd.Config{
 		Core: sshd.ForTarget(core, name), Target: name.ID(td), TLS: server, Upstream: up, Accounts: accounts,
-		Environment: c.Environment, Forwarding: c.Forwarding, Logger: logger.With("target", t.Name),
+		Environment: c.Environment, Forwarding: c.Forwarding, Restricted: c.Restricted, Logger: logger.With("target", t.Name),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("target %s: %w", t.Name, err)

@@ -17,6 +17,7 @@ const (
 	classUnsupported = "unsupported" // not spoken here, whatever policy says
 	classForwarding  = "forwarding"  // would lead around the decisions
 	classMalformed   = "malformed"
+	classRestricted  = "restricted"
 	classTarget      = "target" // the target didn't do it
 )
 
@@ -50,11 +51,17 @@ func (c *connection) parseStart(r *ssh.Request) (start, *proxy.Objection) {
 	malformed := func(format string, args ...any) (start, *proxy.Objection) {
 		return s, &proxy.Objection{Class: classMalformed, Reason: fmt.Sprintf(format, args...)}
 	}
+	restricted := func(what string) (start, *proxy.Objection) {
+		return s, &proxy.Objection{Class: classRestricted, Reason: "this target runs commands alone, and " + what + " runs what nobody decides; name the command"}
+	}
 	if r.Type == "shell" {
 		s.cmd.Scrubbed, s.cmd.Check = "shell", opaque
 		s.cmd.Ops = []proxy.Op{c.e.op("shell", policy.Account(c.e.name, c.account.Name), true)}
 		if len(r.Payload) > 0 {
 			return malformed("the request for a shell holds more than it may")
+		}
+		if c.e.cfg.Restricted {
+			return restricted("a shell")
 		}
 		return s, nil
 	}
@@ -70,6 +77,9 @@ func (c *connection) parseStart(r *ssh.Request) (start, *proxy.Objection) {
 	case r.Type == "exec":
 		s.cmd.Text, s.cmd.Scrubbed, s.cmd.Check = text, text, onlyRecording
 		s.cmd.Ops = []proxy.Op{c.e.op("exec", policy.Exec(c.e.name, c.account.Name, text), true)}
+		if _, plain := actor.Program(text); c.e.cfg.Restricted && !plain {
+			s.cmd.Ops[0].Exact = true
+		}
 	case text == "sftp":
 		s.sftp = true
 		s.cmd.Scrubbed, s.cmd.Check = "subsystem sftp", onlyRecording
@@ -77,6 +87,9 @@ func (c *connection) parseStart(r *ssh.Request) (start, *proxy.Objection) {
 	default:
 		s.cmd.Scrubbed, s.cmd.Check = "subsystem "+text, opaque
 		s.cmd.Ops = []proxy.Op{c.e.op("subsystem", policy.Subsystem(c.e.name, c.account.Name, text), true)}
+		if c.e.cfg.Restricted {
+			return restricted("a subsystem")
+		}
 	}
 	return s, nil
 }

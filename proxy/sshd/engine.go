@@ -55,6 +55,9 @@ type Config struct {
 	Environment []string
 	// Forwarding lets policy allow forwardings to what the target reaches (-L, -D, -W). Without it all are refused.
 	Forwarding bool
+	// Restricted lets commands and files through and nothing else: no shell, no terminal, no subsystem but sftp. A command in which a shell
+	// finds something to expand, redirect or chain needs a policy that names its exact text (resource ==).
+	Restricted bool
 
 	// StartupTimeout is for each step until a session begins.
 	StartupTimeout time.Duration
@@ -121,6 +124,8 @@ func (c *Config) check() error {
 		return errors.New("the TLS configuration verifies no agent; proxy.ServerTLS makes one that does")
 	case len(c.Accounts) == 0:
 		return errors.New("no account to use at the target")
+	case c.Restricted && c.Forwarding:
+		return errors.New("a restricted target forwards nothing")
 	}
 	for i, a := range c.Accounts {
 		if err := a.check(); err != nil {

@@ -360,6 +360,7 @@ const policies = `
 @id("connect") permit (principal, action == Deputy::Action::"ssh:connect", resource in Deputy::Target::"web");
 @id("reader") permit (principal in Deputy::Role::"reader", action == Deputy::Action::"ssh:exec", resource in Deputy::Target::"web")
   when { resource.program == "echo" || resource.program == "id" };
+@id("by-its-text") permit (principal in Deputy::Role::"ops", action == Deputy::Action::"ssh:exec", resource == Deputy::Exec::"web/ACCOUNT/echo 'by its text'; echo two");
 @id("files-open") permit (principal in Deputy::Role::"files", action == Deputy::Action::"ssh:sftp", resource in Deputy::Target::"web");
 @id("files") permit (principal in Deputy::Role::"files", action in [Deputy::Action::"ssh:sftp-read", Deputy::Action::"ssh:sftp-stat"],
   resource is Deputy::Path in Deputy::Target::"web") when { resource.name like "*/readable*" };
@@ -368,11 +369,11 @@ const policies = `
 @id("never") forbid (principal, action == Deputy::Action::"ssh:exec", resource) when { resource.name like "*forbidden*" };
 `
 
-func policySet(t testing.TB) *policy.Set {
+func policySet(t testing.TB, account string) *policy.Set {
 	t.Helper()
 	key := testca.NewKey(t)
 	signed, err := policy.Sign(key, policy.Source{
-		Version: 1, Schema: policy.SchemaID, IssuedAt: 1, Files: map[string]string{"test.cedar": policies},
+		Version: 1, Schema: policy.SchemaID, IssuedAt: 1, Files: map[string]string{"test.cedar": strings.ReplaceAll(policies, "ACCOUNT", account)},
 		Targets: map[string]policy.Target{"web": {Kind: "ssh"}},
 	})
 	if err != nil {
@@ -406,7 +407,7 @@ func worldOf(t testing.TB, host *testssh.Server, roles []string, change ...func(
 	t.Helper()
 	w := &world{t: t, host: host, ca: testca.New(t, "mesh.test"), dir: t.TempDir()}
 	w.agent = w.ca.SVID(spiffeid.RequireFromString(agentID))
-	w.ledger = &ledger{set: policySet(t), roles: roles, counts: map[string]int{}}
+	w.ledger = &ledger{set: policySet(t, host.Account), roles: roles, counts: map[string]int{}}
 	cfg := configOf(t, w.ca, host)
 	cfg.Core = w.ledger
 	for _, c := range change {
@@ -444,7 +445,7 @@ func worldOf(t testing.TB, host *testssh.Server, roles []string, change ...func(
 func newConfig(t testing.TB, host *testssh.Server) sshd.Config {
 	t.Helper()
 	cfg := configOf(t, testca.New(t, "mesh.test"), host)
-	cfg.Core = &ledger{set: policySet(t), counts: map[string]int{}}
+	cfg.Core = &ledger{set: policySet(t, host.Account), counts: map[string]int{}}
 	return cfg
 }
 

@@ -199,9 +199,8 @@ func (s *sessionChannel) start(ctx context.Context, r *ssh.Request) {
 	if objection == nil {
 		objection = s.c.still()
 	}
-	if objection == nil && what.sftp && s.terminal() != nil {
-		// A terminal rewrites what passes it, so that the target would read other packets than were decided.
-		objection = &proxy.Objection{Class: classUnsupported, Reason: "the subsystem sftp doesn't run on a terminal; ask for none"}
+	if objection == nil && s.terminal() != nil {
+		objection = s.noTerminal(what)
 	}
 	if objection != nil {
 		s.refuse(r, s.c.core.Refuse(ctx, what.cmd, *objection).Error())
@@ -233,6 +232,18 @@ func (s *sessionChannel) start(ctx context.Context, r *ssh.Request) {
 		p.files = &files{s: s}
 	}
 	p.relay(ctx, s)
+}
+
+// noTerminal says why something may not run on a terminal, or nil. OpenSSH's client shows no reason where the terminal itself is refused.
+func (s *sessionChannel) noTerminal(what start) *proxy.Objection {
+	switch {
+	case s.c.e.cfg.Restricted:
+		return &proxy.Objection{Class: classRestricted, Reason: "this target gives no terminal; ask for none"}
+	case what.sftp:
+		// A terminal rewrites what passes it, so that the target would read other packets than were decided.
+		return &proxy.Objection{Class: classUnsupported, Reason: "the subsystem sftp doesn't run on a terminal; ask for none"}
+	}
+	return nil
 }
 
 // refuse says on the agent's stderr why nothing was started. The request itself succeeds: OpenSSH's client ends at once where it fails, and

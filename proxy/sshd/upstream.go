@@ -168,7 +168,10 @@ func (e *Engine) signer(a Account, s Session) (ssh.Signer, error) {
 	cert := &ssh.Certificate{
 		Key: key, Serial: binary.BigEndian.Uint64(serial[:]), CertType: ssh.UserCert, KeyId: keyID(s), ValidPrincipals: principals,
 		ValidAfter: uint64(now.Add(-clockSkew).Unix()), ValidBefore: uint64(now.Add(certificateLife).Unix()),
-		Permissions: ssh.Permissions{Extensions: map[string]string{"permit-pty": ""}},
+		Permissions: ssh.Permissions{Extensions: map[string]string{}},
+	}
+	if !e.cfg.Restricted {
+		cert.Extensions["permit-pty"] = ""
 	}
 	if e.cfg.Forwarding {
 		cert.Extensions["permit-port-forwarding"] = ""
