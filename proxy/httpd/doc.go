@@ -4,5 +4,6 @@
 // canonical form, decided by method, path and the keys of its query, recorded, and sent on in that form under an account of the
 // proxy's own. A target is one origin: neither host nor scheme is the agent's choice.
 //
-// Begin with [Engine.Serve], then [Engine.ServeHTTP]; request.go says what is decided, headers.go what is taken away.
+// Begin with [Engine.ServeHTTP]; request.go says what is decided. Connections, sessions, refusals and the headers that are taken away are in
+// proxy/internal/hop.
 package httpd

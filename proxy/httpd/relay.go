@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 
 	"github.com/deputymesh/deputy/proxy"
+	"github.com/deputymesh/deputy/proxy/internal/hop"
 )
 
 const relayBuffer = 32 << 10
@@ -22,9 +23,9 @@ func itoa(n int) string { return strconv.Itoa(n) }
 // exchange is one allowed request on its way.
 type exchange struct {
 	request request
-	account *Account
+	account *hop.Account
 	core    Session
-	pass    Pass
+	pass    hop.Pass
 
 	status int
 	bytes  atomic.Int64 // to the agent
@@ -41,42 +42,24 @@ func exchangeOf(ctx context.Context) *exchange {
 
 // ServeHTTP takes one request from its credential to its outcome.
 func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	conn, _ := r.Context().Value(connKey{}).(*agentConn)
-	if conn == nil || !e.begin() {
-		w.WriteHeader(http.StatusServiceUnavailable)
-		return
-	}
-	defer e.work.Done()
-
 	// 1. Who asks.
-	if r.URL.Path == metadataPath {
-		e.serveMetadata(w, r)
-		return
-	}
-	credential, ok := bearer(r.Header)
+	core, account, ok := e.hop.Admit(w, r)
 	if !ok {
-		e.unauthenticated(w, r)
 		return
 	}
-	core, account, err := conn.session(r.Context(), credential)
-	if err != nil {
-		e.refuse(w, r, err)
-		return
-	}
-	w.Header().Set("Deputy-Session", core.ID())
 
 	// 2. What is asked.
 	req, objection := e.parse(r)
 	req.cmd.Account = account.Name
 	if objection != nil {
-		e.refuse(w, r, core.Refuse(r.Context(), req.cmd, *objection))
+		e.hop.Refuse(w, r, core.Refuse(r.Context(), req.cmd, *objection))
 		return
 	}
 
 	// 3. Whether it may be. The decision is durable when Authorize returns: no request is known to be without effect.
 	pass, err := core.Authorize(r.Context(), req.cmd)
 	if err != nil {
-		e.refuse(w, r, err)
+		e.hop.Refuse(w, r, err)
 		return
 	}
 	x := &exchange{request: req, account: account, core: core, pass: pass}
@@ -85,7 +68,7 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	stop := context.AfterFunc(core.Context(), cancel)
 	defer stop()
 	if err := pass.Use(); err != nil {
-		e.refuse(w, r, err)
+		e.hop.Refuse(w, r, err)
 		return
 	}
 
@@ -113,16 +96,6 @@ func (e *Engine) complete(ctx context.Context, x *exchange, status string) {
 	}
 }
 
-// bearer is the one credential of a request (RFC 6750 §2.1); it never stands in the query or the body here.
-func bearer(h http.Header) (string, bool) {
-	all := h.Values("Authorization")
-	if len(all) != 1 {
-		return "", false
-	}
-	scheme, credential, ok := strings.Cut(all[0], " ")
-	return credential, ok && strings.EqualFold(scheme, "bearer") && credential != ""
-}
-
 // newRelay makes what sends allowed requests on.
 func newRelay(e *Engine) *httputil.ReverseProxy {
 	return &httputil.ReverseProxy{
@@ -142,7 +115,7 @@ func (e *Engine) rewrite(p *httputil.ProxyRequest) {
 	p.Out.URL = &url.URL{Scheme: e.cfg.Upstream.URL.Scheme, Host: e.cfg.Upstream.URL.Host, Path: x.request.path, RawQuery: x.request.query}
 	p.Out.Host = e.cfg.Upstream.URL.Host
 	p.Out.Trailer = nil
-	e.clean(p.Out.Header, x.account)
+	e.hop.Clean(p.Out.Header, x.account)
 	if p.Out.Body != nil && p.Out.Body != http.NoBody {
 		p.Out.Body = counted{p.Out.Body, &x.sent}
 	}
@@ -152,11 +125,8 @@ type roundTripper struct{ e *Engine }
 
 func (t roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
 	x := exchangeOf(r.Context())
-	if err := x.account.sign(r.Header); err != nil {
-		return nil, err
-	}
 	x.pass.Forwarded(0) // the body is counted as it goes
-	return x.account.transport.RoundTrip(r)
+	return x.account.RoundTrip(r)
 }
 
 // errSignIn is an answer that is about the proxy's own credential.
@@ -169,7 +139,7 @@ func (e *Engine) answered(r *http.Response) error {
 	if r.StatusCode == http.StatusUnauthorized || r.StatusCode == http.StatusProxyAuthRequired {
 		return errSignIn
 	}
-	e.cleanAnswer(r.Header)
+	e.hop.CleanAnswer(r.Header)
 	if rw, ok := r.Body.(io.ReadWriteCloser); ok && r.StatusCode == http.StatusSwitchingProtocols {
 		if x.request.verb != "upgrade" || !strings.EqualFold(r.Header.Get("Upgrade"), "websocket") {
 			return errors.New("the target left HTTP though nobody asked it to")
@@ -186,11 +156,11 @@ func (e *Engine) unanswered(w http.ResponseWriter, r *http.Request, err error) {
 	x := exchangeOf(r.Context())
 	x.failed = err
 	if x.core.Context().Err() != nil {
-		e.refuse(w, r, &proxy.Refusal{Class: proxy.ClassRevoked, Reason: context.Cause(x.core.Context()).Error(), Ended: true, RecordID: x.pass.RecordID()})
+		e.hop.Refuse(w, r, &proxy.Refusal{Class: proxy.ClassRevoked, Reason: context.Cause(x.core.Context()).Error(), Ended: true, RecordID: x.pass.RecordID()})
 		return
 	}
 	if r.Context().Err() == nil {
-		e.cfg.Logger.ErrorContext(r.Context(), "the target gave no answer", "target", e.name, "account", x.account.Name, "error", err)
+		e.cfg.Logger.ErrorContext(r.Context(), "the target gave no answer", "target", e.hop.Name(), "account", x.account.Name, "error", err)
 	}
 	reason := "the target can't be reached, or broke off; if it stays so, tell the operator of this proxy"
 	if errors.Is(err, errSignIn) {
@@ -198,10 +168,10 @@ func (e *Engine) unanswered(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	no := &proxy.Refusal{Class: "target", Reason: reason, RecordID: x.pass.RecordID()}
 	if x.request.verb == "grpc" {
-		refuseGRPC(w, http.StatusBadGateway, no)
+		hop.RefuseGRPC(w, http.StatusBadGateway, no)
 		return
 	}
-	writeProblem(w, http.StatusBadGateway, no)
+	hop.WriteProblem(w, http.StatusBadGateway, no)
 }
 
 // counted counts what is read of a body.

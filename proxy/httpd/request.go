@@ -10,12 +10,7 @@ import (
 	"github.com/deputymesh/deputy/actor"
 	"github.com/deputymesh/deputy/policy"
 	"github.com/deputymesh/deputy/proxy"
-)
-
-// Classes of refusals of this engine, beside those of the core.
-const (
-	classUnsupported = "unsupported" // not spoken here, whatever policy says
-	classMalformed   = "malformed"   // servers could read it in different ways
+	"github.com/deputymesh/deputy/proxy/internal/hop"
 )
 
 // maxRequestURI bounds path and query together, in bytes.
@@ -48,14 +43,14 @@ func (r request) uri() string {
 func (e *Engine) parse(r *http.Request) (request, *proxy.Objection) {
 	out := request{method: r.Method, cmd: proxy.Command{Kind: "request"}}
 	malformed := func(format string, args ...any) (request, *proxy.Objection) {
-		return out, &proxy.Objection{Class: classMalformed, Reason: fmt.Sprintf(format, args...)}
+		return out, &proxy.Objection{Class: hop.ClassMalformed, Reason: fmt.Sprintf(format, args...)}
 	}
 	unsupported := func(format string, args ...any) (request, *proxy.Objection) {
-		return out, &proxy.Objection{Class: classUnsupported, Reason: fmt.Sprintf(format, args...)}
+		return out, &proxy.Objection{Class: hop.ClassUnsupported, Reason: fmt.Sprintf(format, args...)}
 	}
 	verb, known := methods[r.Method]
 	if !known {
-		return unsupported("the method %q can't be decided here", clip(printable(r.Method), 32))
+		return unsupported("the method %q can't be decided here", hop.Clip(hop.Printable(r.Method), 32))
 	}
 	out.verb, out.cmd.Kind = verb, verb
 	if len(r.RequestURI) > maxRequestURI {
@@ -116,7 +111,7 @@ func (e *Engine) parse(r *http.Request) (request, *proxy.Objection) {
 	out.cmd.Check = check
 	out.cmd.Ops = []proxy.Op{{
 		Action:   actor.HTTPAction{Target: e.cfg.Target, Verb: out.verb, Path: path, Query: joined},
-		Resource: policy.Endpoint(e.name, path, joined),
+		Resource: policy.Endpoint(e.hop.Name(), path, joined),
 		Write:    out.verb != "get" && out.verb != "head" && out.verb != "options",
 	}}
 	return out, nil
@@ -131,7 +126,7 @@ func decodePath(raw string) (string, error) {
 			return "", err
 		}
 		if strings.Contains(decoded, "/") {
-			return "", fmt.Errorf("segment %q holds an encoded slash", clip(s, 64))
+			return "", fmt.Errorf("segment %q holds an encoded slash", hop.Clip(s, 64))
 		}
 		segments[i] = decoded
 	}
@@ -174,7 +169,7 @@ func decodeQuery(raw string) (keys []string, canonical string, err error) {
 // bytesOnly refuses obligations that nothing here can carry out.
 func bytesOnly(o policy.Obligations) error {
 	if len(o.Masks) > 0 || o.MaxRows > 0 {
-		return &proxy.Objection{Class: classUnsupported, Reason: "the policy asks for masks or a limit of rows, and this version finds neither columns nor rows in an HTTP answer"}
+		return &proxy.Objection{Class: hop.ClassUnsupported, Reason: "the policy asks for masks or a limit of rows, and this version finds neither columns nor rows in an HTTP answer"}
 	}
 	return nil
 }
@@ -182,7 +177,7 @@ func bytesOnly(o policy.Obligations) error {
 // opaque refuses, beyond that, a full recording of what isn't looked at.
 func opaque(o policy.Obligations) error {
 	if o.Record == policy.RecordFull {
-		return &proxy.Objection{Class: classUnsupported, Reason: `the policy asks for @record("full"), and what is said on a WebSocket can't be recorded here`}
+		return &proxy.Objection{Class: hop.ClassUnsupported, Reason: `the policy asks for @record("full"), and what is said on a WebSocket can't be recorded here`}
 	}
 	return bytesOnly(o)
 }

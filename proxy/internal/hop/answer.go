@@ -1,63 +1,69 @@
-package httpd
+package hop
 
 import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
 	"google.golang.org/grpc/codes"
 
-	"github.com/deputymesh/deputy/actor"
 	"github.com/deputymesh/deputy/proxy"
+)
+
+// Classes of refusals of engines that speak HTTP, beside those of the core.
+const (
+	ClassUnsupported = "unsupported" // not spoken here, whatever policy says
+	ClassMalformed   = "malformed"   // servers could read it in different ways
 )
 
 // metadataPath is where a resource server says what it wants (RFC 9728 §3). It is the engine's, whatever stands there at the target.
 const metadataPath = "/.well-known/oauth-protected-resource"
 
 // serveMetadata tells which tokens are wanted. It needs an SVID, as everything here does, and no credential.
-func (e *Engine) serveMetadata(w http.ResponseWriter, r *http.Request) {
+func (h *Hop) serveMetadata(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		w.Header().Set("Allow", "GET, HEAD")
 		w.WriteHeader(http.StatusMethodNotAllowed)
 		return
 	}
 	writeJSON(w, "application/json", http.StatusOK, map[string]any{
-		"resource": e.cfg.Target.String(), "authorization_servers": []string{e.cfg.Mesh}, "bearer_methods_supported": []string{"header"},
-		"tls_client_certificate_bound_access_tokens": true, "authorization_details_types_supported": []string{actor.HTTPDetail{}.Type()},
+		"resource": h.cfg.Target.String(), "authorization_servers": []string{h.cfg.Mesh}, "bearer_methods_supported": []string{"header"},
+		"tls_client_certificate_bound_access_tokens": true, "authorization_details_types_supported": []string{h.cfg.DetailType},
 	})
 }
 
-// refusal is what an agent hears: the status, RFC 6750's error code if it is one of those, and the refusal.
-func (e *Engine) refuse(w http.ResponseWriter, r *http.Request, err error) {
+// Refuse is what an agent hears: the status, RFC 6750's error code if it is one of those, and the refusal.
+func (h *Hop) Refuse(w http.ResponseWriter, r *http.Request, err error) {
 	var no *proxy.Refusal
 	if !errors.As(err, &no) {
-		no = &proxy.Refusal{Class: classUnsupported, Reason: err.Error()}
+		no = &proxy.Refusal{Class: ClassUnsupported, Reason: err.Error()}
 	}
 	status, code := statusOf(no)
-	h := w.Header()
+	header := w.Header()
 	if code != "" {
-		h.Set("WWW-Authenticate", "Bearer "+strings.Join([]string{
-			"realm=" + quote(e.name), "error=" + quote(code), "error_description=" + quote(no.Error()), "resource_metadata=" + quote("https://"+host(r)+metadataPath),
+		header.Set("WWW-Authenticate", "Bearer "+strings.Join([]string{
+			"realm=" + quote(h.name), "error=" + quote(code), "error_description=" + quote(no.Error()), "resource_metadata=" + quote("https://"+host(r)+metadataPath),
 		}, ", "))
 	}
 	if status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests {
-		h.Set("Retry-After", "1")
+		header.Set("Retry-After", "1")
 	}
-	h.Set("Deputy-Record", no.RecordID.String())
+	header.Set("Deputy-Record", no.RecordID.String())
 	if errors.Is(err, errStrikes) || no.Ended {
-		h.Set("Connection", "close")
+		header.Set("Connection", "close")
 	}
 	if strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") && r.ProtoMajor == 2 {
-		refuseGRPC(w, status, no)
+		RefuseGRPC(w, status, no)
 		return
 	}
-	writeProblem(w, status, no)
+	WriteProblem(w, status, no)
 }
 
-// writeProblem is RFC 9457.
-func writeProblem(w http.ResponseWriter, status int, no *proxy.Refusal) {
+// WriteProblem is RFC 9457.
+func WriteProblem(w http.ResponseWriter, status int, no *proxy.Refusal) {
 	writeJSON(w, "application/problem+json", status, map[string]any{
 		"title": http.StatusText(status), "status": status, "detail": no.Error(), "class": no.Class, "record": no.RecordID.String(),
 	})
@@ -70,8 +76,8 @@ func writeJSON(w http.ResponseWriter, kind string, status int, v any) {
 	_ = json.NewEncoder(w).Encode(v) // the status says it all if this fails
 }
 
-// refuseGRPC answers without a message: gRPC's status stands in the header (gRPC over HTTP/2, "Trailers-Only").
-func refuseGRPC(w http.ResponseWriter, status int, no *proxy.Refusal) {
+// RefuseGRPC answers without a message: gRPC's status stands in the header (gRPC over HTTP/2, "Trailers-Only").
+func RefuseGRPC(w http.ResponseWriter, status int, no *proxy.Refusal) {
 	code := codes.PermissionDenied
 	switch status {
 	case http.StatusUnauthorized:
@@ -85,7 +91,7 @@ func refuseGRPC(w http.ResponseWriter, status int, no *proxy.Refusal) {
 	}
 	h := w.Header()
 	h.Set("Content-Type", "application/grpc")
-	h.Set("Grpc-Status", itoa(int(code)))
+	h.Set("Grpc-Status", strconv.Itoa(int(code)))
 	h.Set("Grpc-Message", grpcMessage(no.Error()))
 	w.WriteHeader(http.StatusOK)
 }
@@ -112,9 +118,9 @@ func statusOf(no *proxy.Refusal) (status int, code string) {
 		return http.StatusServiceUnavailable, ""
 	case proxy.ClassQuota:
 		return http.StatusTooManyRequests, ""
-	case classMalformed:
+	case ClassMalformed:
 		return http.StatusBadRequest, ""
-	case classUnsupported:
+	case ClassUnsupported:
 		return http.StatusForbidden, ""
 	}
 	// A refused, expired or revoked credential.
@@ -122,10 +128,10 @@ func statusOf(no *proxy.Refusal) (status int, code string) {
 }
 
 // unauthenticated asks for a credential (RFC 6750 §3: without one there is no error code).
-func (e *Engine) unauthenticated(w http.ResponseWriter, r *http.Request) {
-	e.cfg.Core.Count("no_credential")
-	w.Header().Set("WWW-Authenticate", "Bearer realm="+quote(e.name)+", resource_metadata="+quote("https://"+host(r)+metadataPath))
-	writeProblem(w, http.StatusUnauthorized, &proxy.Refusal{Class: "no_credential", Reason: "a delegated credential is expected as the bearer token; agents get one from the broker, or use their run's listener"})
+func (h *Hop) unauthenticated(w http.ResponseWriter, r *http.Request) {
+	h.cfg.Core.Count("no_credential")
+	w.Header().Set("WWW-Authenticate", "Bearer realm="+quote(h.name)+", resource_metadata="+quote("https://"+host(r)+metadataPath))
+	WriteProblem(w, http.StatusUnauthorized, &proxy.Refusal{Class: "no_credential", Reason: "a delegated credential is expected as the bearer token; agents get one from the broker, or use their run's listener"})
 }
 
 // host is how the agent calls the proxy, where that is plain enough to be repeated.
@@ -156,7 +162,8 @@ func quote(s string) string {
 	return b.String()
 }
 
-func clip(s string, n int) string {
+// Clip cuts a text.
+func Clip(s string, n int) string {
 	if len(s) <= n {
 		return s
 	}
@@ -166,8 +173,8 @@ func clip(s string, n int) string {
 	return s[:n] + "…"
 }
 
-// printable replaces what a terminal would obey.
-func printable(s string) string {
+// Printable replaces what a terminal would obey.
+func Printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r < 0x20 || r >= 0x7f && r <= 0x9f || r == utf8.RuneError || r >= 0x2028 && r <= 0x202e || r >= 0x2066 && r <= 0x2069 {
 			return '?'

@@ -1,4 +1,4 @@
-package httpd
+package hop
 
 import (
 	"net/http"
@@ -23,48 +23,48 @@ var fromAgentsBegin = []string{
 // ownToTarget are headers of an answer that are between proxy and target: how it wants to be signed in to, and where else it is.
 var ownToTarget = []string{"Www-Authenticate", "Proxy-Authenticate", "Authentication-Info", "Proxy-Authentication-Info", "Alt-Svc", "Strict-Transport-Security"}
 
-// clean takes away what an agent may not say to a service. A name with an underscore is another one to some servers.
-func (e *Engine) clean(h http.Header, a *Account) {
-	for name := range h {
+// Clean takes away what an agent may not say to a service. A name with an underscore is another one to some servers.
+func (h *Hop) Clean(header http.Header, a *Account) {
+	for name := range header {
 		if strings.Contains(name, "_") {
-			delete(h, name)
+			delete(header, name)
 			continue
 		}
 		for _, begin := range fromAgentsBegin {
 			if strings.HasPrefix(name, begin) {
-				delete(h, name)
+				delete(header, name)
 			}
 		}
 	}
 	for _, name := range fromAgents {
-		h.Del(name)
+		header.Del(name)
 	}
 	for name := range a.Headers {
-		h.Del(name)
+		header.Del(name)
 	}
-	if !e.cfg.Cookies {
-		h.Del("Cookie")
+	if !h.cfg.Cookies {
+		header.Del("Cookie")
 	}
 }
 
-// cleanAnswer takes away what a service may not say to an agent.
-func (e *Engine) cleanAnswer(h http.Header) {
-	for name := range h {
+// CleanAnswer takes away what a service may not say to an agent.
+func (h *Hop) CleanAnswer(header http.Header) {
+	for name := range header {
 		if strings.HasPrefix(name, "Deputy-") {
-			delete(h, name)
+			delete(header, name)
 		}
 	}
 	for _, name := range ownToTarget {
-		h.Del(name)
+		header.Del(name)
 	}
-	if !e.cfg.Cookies {
-		h.Del("Set-Cookie")
+	if !h.cfg.Cookies {
+		header.Del("Set-Cookie")
 	}
 	// The service's own origin is not where an agent reaches it.
-	if to := h.Get("Location"); to != "" {
-		if u, err := url.Parse(to); err == nil && strings.EqualFold(u.Host, e.cfg.Upstream.URL.Host) && u.Opaque == "" && u.User == nil && strings.HasPrefix(u.Path, "/") {
+	if to := header.Get("Location"); to != "" {
+		if u, err := url.Parse(to); err == nil && strings.EqualFold(u.Host, h.cfg.Upstream.URL.Host) && u.Opaque == "" && u.User == nil && strings.HasPrefix(u.Path, "/") {
 			u.Scheme, u.Host = "", ""
-			h.Set("Location", u.String())
+			header.Set("Location", u.String())
 		}
 	}
 }

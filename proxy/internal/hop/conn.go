@@ -1,4 +1,4 @@
-package httpd
+package hop
 
 import (
 	"context"
@@ -22,7 +22,7 @@ type connKey struct{}
 
 // door accepts connections, lets them show their SVIDs, and hands them to http.Server.
 type door struct {
-	e          *Engine
+	h          *Hop
 	l          net.Listener
 	ctx        context.Context
 	ready      chan net.Conn
@@ -55,7 +55,7 @@ func (d *door) open() error {
 				Temporary() bool
 			}
 			if errors.Is(err, net.ErrClosed) || !errors.As(err, &passing) || !passing.Temporary() && !passing.Timeout() {
-				return fmt.Errorf("accepting agents for %s: %w", d.e.name, err)
+				return fmt.Errorf("accepting agents for %s: %w", d.h.name, err)
 			}
 			// Out of file descriptors, as a rule: wait until some are free again.
 			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
@@ -69,12 +69,12 @@ func (d *door) open() error {
 		if tcp, ok := raw.(*net.TCPConn); ok {
 			_ = tcp.SetKeepAlivePeriod(30 * time.Second)
 		}
-		c := &agentConn{Conn: raw, e: d.e}
+		c := &agentConn{Conn: raw, h: d.h}
 		var full bool
-		if c.guest, full = d.e.room.Enter(c); full {
-			d.e.cfg.Core.Count("too_many_waiting")
+		if c.guest, full = d.h.room.Enter(c); full {
+			d.h.cfg.Core.Count("too_many_waiting")
 		}
-		if !d.e.keep(c) {
+		if !d.h.keep(c) {
 			_ = c.Close()
 			return nil
 		}
@@ -84,12 +84,12 @@ func (d *door) open() error {
 
 // greet does TLS with one connection.
 func (d *door) greet(c *agentConn) {
-	early, cancel := context.WithTimeout(d.ctx, d.e.cfg.StartupTimeout)
+	early, cancel := context.WithTimeout(d.ctx, d.h.cfg.StartupTimeout)
 	defer cancel()
-	conn := tls.Server(c, d.e.tls)
+	conn := tls.Server(c, d.h.tls)
 	if err := conn.HandshakeContext(early); err != nil {
-		d.e.cfg.Core.Count("startup")
-		d.e.cfg.Logger.DebugContext(d.ctx, "a connection ended before its first request", "target", d.e.name, "error", err)
+		d.h.cfg.Core.Count("startup")
+		d.h.cfg.Logger.DebugContext(d.ctx, "a connection ended before its first request", "target", d.h.name, "error", err)
 		_ = c.Close()
 		return
 	}
@@ -98,8 +98,8 @@ func (d *door) greet(c *agentConn) {
 		_ = c.Close()
 		return
 	}
-	if d.e.room.Recognise(c.guest, state.PeerCertificates[0].URIs[0].String()) {
-		d.e.cfg.Core.Count("too_many_waiting")
+	if d.h.room.Recognise(c.guest, state.PeerCertificates[0].URIs[0].String()) {
+		d.h.cfg.Core.Count("too_many_waiting")
 	}
 	c.peer = proxy.Peer{
 		Certificates: state.PeerCertificates, Address: c.RemoteAddr().String(),
@@ -115,7 +115,7 @@ func (d *door) greet(c *agentConn) {
 // agentConn is one connection of an agent, below TLS. It has one session at most: that of the first credential that is shown on it.
 type agentConn struct {
 	net.Conn
-	e     *Engine
+	h     *Hop
 	guest *lobby.Guest
 	peer  proxy.Peer
 	once  sync.Once
@@ -137,13 +137,13 @@ func agentConnOf(c net.Conn) *agentConn {
 }
 
 // keep remembers a connection until it is closed; false when the engine has ended.
-func (e *Engine) keep(c *agentConn) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.ended {
+func (h *Hop) keep(c *agentConn) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.ended {
 		return false
 	}
-	e.conns[c] = struct{}{}
+	h.conns[c] = struct{}{}
 	return true
 }
 
@@ -151,11 +151,11 @@ func (e *Engine) keep(c *agentConn) bool {
 func (c *agentConn) Close() error {
 	err := c.Conn.Close()
 	c.once.Do(func() {
-		c.e.room.Leave(c.guest)
-		c.e.mu.Lock()
-		delete(c.e.conns, c)
-		ended := c.e.ended
-		c.e.mu.Unlock()
+		c.h.room.Leave(c.guest)
+		c.h.mu.Lock()
+		delete(c.h.conns, c)
+		ended := c.h.ended
+		c.h.mu.Unlock()
 		// A session may be opening under the lock; whoever closes doesn't wait for it.
 		go func() {
 			c.mu.Lock()
@@ -168,7 +168,7 @@ func (c *agentConn) Close() error {
 					reason = "shutdown"
 				}
 				core.Close(reason, "")
-				<-c.e.slots
+				<-c.h.slots
 			}
 		}()
 	})
@@ -205,23 +205,23 @@ func (c *agentConn) show(ctx context.Context, credential string) error {
 		return c.core.Renew(ctx, c.peer, credential)
 	}
 	select {
-	case c.e.slots <- struct{}{}:
+	case c.h.slots <- struct{}{}:
 	default:
-		c.e.cfg.Core.Count("too_many_connections")
+		c.h.cfg.Core.Count("too_many_connections")
 		return &proxy.Refusal{Class: proxy.ClassQuota, Reason: "this proxy has as many connections to the target as it may; close some, or try again in a moment"}
 	}
-	core, err := c.e.cfg.Core.Open(ctx, c.peer, credential, proxy.Connection{Protocol: "http", Upstream: c.e.cfg.Upstream.URL.String()})
+	core, err := c.h.cfg.Core.Open(ctx, c.peer, credential, proxy.Connection{Protocol: c.h.cfg.Protocol, Upstream: c.h.cfg.Upstream.URL.String()})
 	if err != nil {
-		<-c.e.slots
+		<-c.h.slots
 		return err
 	}
-	account, err := c.e.choose(ctx, core)
+	account, err := c.h.choose(ctx, core)
 	if err != nil {
 		core.Close("error", err.Error())
-		<-c.e.slots
+		<-c.h.slots
 		return err
 	}
-	c.e.room.Leave(c.guest)
+	c.h.room.Leave(c.guest)
 	c.core, c.account = core, account
 	// The end of a session is the end of its connection, with all that runs on it.
 	context.AfterFunc(core.Context(), func() { _ = c.Close() })
@@ -229,11 +229,11 @@ func (c *agentConn) show(ctx context.Context, credential string) error {
 }
 
 // choose picks the account at the target by the user's roles.
-func (e *Engine) choose(ctx context.Context, core Session) (*Account, error) {
+func (h *Hop) choose(ctx context.Context, core Session) (*Account, error) {
 	roles := core.Roles()
-	for i := range e.cfg.Accounts {
-		if e.cfg.Accounts[i].mayBeUsed(roles) {
-			return &e.cfg.Accounts[i], nil
+	for i := range h.cfg.Accounts {
+		if h.cfg.Accounts[i].mayBeUsed(roles) {
+			return &h.cfg.Accounts[i], nil
 		}
 	}
 	return nil, core.Refuse(ctx, proxy.Command{Kind: proxy.VerbConnect, Scrubbed: "connect"},

@@ -1,4 +1,4 @@
-package httpd
+package hop
 
 import (
 	"crypto/tls"
@@ -117,7 +117,7 @@ func (a Account) mayBeUsed(roles []string) bool {
 }
 
 // sign puts the account's credential into a request.
-func (a Account) sign(h http.Header) error {
+func (a *Account) sign(h http.Header) error {
 	switch {
 	case a.Bearer != "":
 		h.Set("Authorization", "Bearer "+a.Bearer)
@@ -135,4 +135,12 @@ func (a Account) sign(h http.Header) error {
 		h.Set(name, value)
 	}
 	return nil
+}
+
+// RoundTrip sends a request that is allowed, with the account's credential.
+func (a *Account) RoundTrip(r *http.Request) (*http.Response, error) {
+	if err := a.sign(r.Header); err != nil {
+		return nil, err
+	}
+	return a.transport.RoundTrip(r)
 }
