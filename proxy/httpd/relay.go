@@ -78,7 +78,7 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Deputy-Record", pass.RecordID().String())
 	e.relay.ServeHTTP(w, r.WithContext(ctx))
 	switch {
-	case ctx.Err() != nil && core.Context().Err() != nil:
+	case core.Context().Err() != nil: // the session is over, and with it what ran
 	case x.failed != nil || x.status >= 400:
 		status = "error"
 	default:
