@@ -31,6 +31,32 @@ type directSocket struct {
 	Port     uint32
 }
 
+// hostOf is the one spelling of a host: a name in lower case, or an address as netip writes it. What a resolver would take for an
+// address or a name that has another spelling (127.1, 0x7f.1, ::ffff:127.0.0.1, "localhost.") is that spelling or refused, so that no rule
+// about a destination is led around by another way to write it.
+func hostOf(s string) (string, error) {
+	if ip, err := netip.ParseAddr(s); err == nil {
+		if ip.Zone() != "" {
+			return "", errors.New("an address with a zone")
+		}
+		return ip.Unmap().String(), nil
+	}
+	host := strings.ToLower(s)
+	labels := strings.Split(host, ".")
+	for _, l := range labels {
+		if l == "" || strings.Trim(l, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
+			return "", errors.New("neither a host name (letters, digits and - between single dots) nor an address")
+		}
+	}
+	// inet_aton takes a text for an address whose last part is a number, in whichever base.
+	if last := labels[len(labels)-1]; last[0] >= '0' && last[0] <= '9' {
+		if _, err := strconv.ParseUint(last, 0, 64); err == nil || strings.Trim(last, "0123456789") == "" || last == "0x" {
+			return "", errors.New("an address in another form than four numbers from 0 to 255")
+		}
+	}
+	return host, nil
+}
+
 // destination is where a channel wants to be forwarded to, in its one canonical form, and what the target is asked for.
 func destination(kind string, data []byte) (to string, ask []byte, err error) {
 	if kind == "direct-tcpip" {
@@ -38,9 +64,9 @@ func destination(kind string, data []byte) (to string, ask []byte, err error) {
 		if err := ssh.Unmarshal(data, &d); err != nil {
 			return "", nil, errors.New("the request can't be read")
 		}
-		host := strings.ToLower(d.Host)
-		if ip, err := netip.ParseAddr(host); err == nil {
-			host = ip.String()
+		host, err := hostOf(d.Host)
+		if err != nil {
+			return d.Host + ":" + strconv.FormatUint(uint64(d.Port), 10), nil, err
 		}
 		to = host + ":" + strconv.FormatUint(uint64(d.Port), 10)
 		if strings.Contains(host, ":") {

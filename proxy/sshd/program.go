@@ -40,6 +40,29 @@ type program struct {
 	bytes    atomic.Int64  // that went to the agent
 	ended    chan struct{} // closed when the program is forgotten
 	files    *files        // of the subsystem sftp: who decides its requests
+	told     chan queuedAfter
+}
+
+// tell hands the program something that the agent says beside its input, unless the target is too far behind.
+func (p *program) tell(q queuedAfter) bool {
+	select {
+	case p.told <- q:
+		return true
+	default:
+		return false
+	}
+}
+
+// tellTarget sends what the program is told, for as long as it runs.
+func (p *program) tellTarget() {
+	for {
+		select {
+		case q := <-p.told:
+			_, _ = p.ch.SendRequest(q.kind, false, q.payload) // where the target has gone, its end says so
+		case <-p.ended:
+			return
+		}
+	}
 }
 
 // say tells the agent something beside the program's output.

@@ -27,6 +27,7 @@ type sessionChannel struct {
 	// What its requests alone use, until something is started.
 	started   bool
 	variables []*ssh.Request
+	helpers   map[string]bool // kinds of forwarding that were asked for
 
 	mu      sync.Mutex
 	pty     *ptyRequest   // guarded by mu
@@ -58,19 +59,20 @@ func (c *connection) serveSession(ctx context.Context, n ssh.NewChannel) {
 		return
 	}
 	s := &sessionChannel{c: c, ch: ch, gone: make(chan struct{})}
-	var starting sync.WaitGroup
-	// The requests are taken at once, whatever is being decided: one that waits would hold up all channels.
+	var begun sync.WaitGroup
+	// The requests are taken at once, whatever is being decided: one that waits would hold up all channels. Nothing here may wait for
+	// the agent to read or for the target either: the end of the connection itself comes behind the requests, and frees nobody who waits before it.
 	for r := range requests {
-		if start := s.request(ctx, r); start != nil {
-			starting.Go(func() { start(ctx) })
+		if slow := s.request(r); slow != nil {
+			begun.Go(func() { slow(ctx) })
 		}
 	}
 	close(s.gone)
-	starting.Wait()
+	begun.Wait()
 }
 
-// request handles one request. It returns what starts the command, if that is what the agent asked for.
-func (s *sessionChannel) request(ctx context.Context, r *ssh.Request) (start func(context.Context)) {
+// request handles one request, and returns what of it takes time: at most one start, and one refusal of each kind of helper.
+func (s *sessionChannel) request(r *ssh.Request) (slow func(context.Context)) {
 	switch r.Type {
 	case "exec", "shell", "subsystem":
 		if s.started {
@@ -94,20 +96,30 @@ func (s *sessionChannel) request(ctx context.Context, r *ssh.Request) (start fun
 	case "signal", "break":
 		_ = r.Reply(len(r.Payload) <= 256 && s.pass(r.Type, r.Payload), nil)
 	case "auth-agent-req@openssh.com":
-		s.refuseHelper(ctx, r, "agent-forward", "forwarding of the SSH agent isn't done here")
+		return s.refuseHelper(r, "agent-forward", "forwarding of the SSH agent isn't done here")
 	case "x11-req":
-		s.refuseHelper(ctx, r, "x11-forward", "forwarding of X11 isn't done here")
+		return s.refuseHelper(r, "x11-forward", "forwarding of X11 isn't done here")
 	default:
 		_ = r.Reply(false, nil)
 	}
 	return nil
 }
 
-// refuseHelper refuses a forwarding that a channel asks for beside its command, which goes on. Clients ask without wanting an answer.
-func (s *sessionChannel) refuseHelper(ctx context.Context, r *ssh.Request, kind, reason string) {
-	refusal := s.c.core.Refuse(ctx, proxy.Command{Kind: kind, Scrubbed: r.Type, Account: s.c.account.Name}, proxy.Objection{Class: classForwarding, Reason: reason})
+// refuseHelper refuses a forwarding that a channel asks for beside its command, which goes on. Clients ask without wanting an answer. Who
+// asks again was told already.
+func (s *sessionChannel) refuseHelper(r *ssh.Request, kind, reason string) (slow func(context.Context)) {
 	_ = r.Reply(false, nil)
-	s.say(refusal.Error())
+	if s.helpers[kind] {
+		return nil
+	}
+	if s.helpers == nil {
+		s.helpers = map[string]bool{}
+	}
+	s.helpers[kind] = true
+	return func(ctx context.Context) {
+		cmd := proxy.Command{Kind: kind, Scrubbed: r.Type, Account: s.c.account.Name}
+		s.say(s.c.core.Refuse(ctx, cmd, proxy.Objection{Class: classForwarding, Reason: reason}).Error())
+	}
 }
 
 // say writes a line to the agent beside the program's output.
@@ -164,33 +176,27 @@ func (s *sessionChannel) askVariable(r *ssh.Request) bool {
 // resize tells the program's terminal, or the one that is yet to be.
 func (s *sessionChannel) resize(w windowChange, payload []byte) {
 	s.mu.Lock()
-	if s.running == nil {
-		if s.pty != nil {
-			s.pty.Columns, s.pty.Rows, s.pty.Width, s.pty.Height = w.Columns, w.Rows, w.Width, w.Height
-			s.resized = true
-		}
-		s.mu.Unlock()
-		return
+	defer s.mu.Unlock()
+	if s.running != nil {
+		s.running.tell(queuedAfter{"window-change", payload})
+	} else if s.pty != nil {
+		s.pty.Columns, s.pty.Rows, s.pty.Width, s.pty.Height = w.Columns, w.Rows, w.Width, w.Height
+		s.resized = true
 	}
-	s.mu.Unlock()
-	s.pass("window-change", payload)
 }
 
-// pass hands a request on to the running program, or keeps it until there is one.
+// pass hands a request on to the running program, or keeps it until there is one. Where the target takes none, some are dropped.
 func (s *sessionChannel) pass(kind string, payload []byte) bool {
 	s.mu.Lock()
-	p := s.running
-	if p == nil {
-		defer s.mu.Unlock()
-		if !s.started || len(s.before) >= maxQueued {
-			return false
-		}
-		s.before = append(s.before, queuedAfter{kind, payload})
-		return true
+	defer s.mu.Unlock()
+	if s.running != nil {
+		return s.running.tell(queuedAfter{kind, payload})
 	}
-	s.mu.Unlock()
-	_, err := p.ch.SendRequest(kind, false, payload)
-	return err == nil
+	if !s.started || len(s.before) >= maxQueued {
+		return false
+	}
+	s.before = append(s.before, queuedAfter{kind, payload})
+	return true
 }
 
 // start decides and starts what the channel is for, and relays it to its end.
@@ -262,7 +268,7 @@ func (s *sessionChannel) launch(what start, pass Pass) (*program, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &program{c: s.c, agent: s, ch: ch, requests: requests, pass: pass, ended: make(chan struct{})}
+	p := &program{c: s.c, agent: s, ch: ch, requests: requests, pass: pass, ended: make(chan struct{}), told: make(chan queuedAfter, maxQueued+1)}
 	fail := func(err error) (*program, error) {
 		_ = ch.Close()
 		s.c.tasks.Go(func() { ssh.DiscardRequests(requests) })
@@ -286,16 +292,16 @@ func (s *sessionChannel) launch(what start, pass Pass) (*program, error) {
 		s.c.forget(p)
 		return fail(refusedBy("a "+what.kind, err))
 	}
+	s.c.tasks.Go(p.tellTarget)
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.running = p
-	before := s.before
+	for _, b := range s.before {
+		p.tell(b)
+	}
 	s.before = nil
 	if s.resized {
-		before = append(before, queuedAfter{"window-change", ssh.Marshal(windowChange{s.pty.Columns, s.pty.Rows, s.pty.Width, s.pty.Height})})
-	}
-	s.mu.Unlock()
-	for _, b := range before {
-		_, _ = ch.SendRequest(b.kind, false, b.payload) // where the target has gone, its end says so
+		p.tell(queuedAfter{"window-change", ssh.Marshal(windowChange{s.pty.Columns, s.pty.Rows, s.pty.Width, s.pty.Height})})
 	}
 	return p, nil
 }
