@@ -18,8 +18,8 @@ func newConnectCommand() *cobra.Command {
 	var known string
 	cmd := &cobra.Command{
 		Use:   "connect TARGET",
-		Short: "Bring an SSH client to a target: the ProxyCommand of a run's ssh configuration",
-		Long: "connect opens a connection to the proxy of an SSH target under this agent's identity, presents a credential, and relays\n" +
+		Short: "Connect standard input and output to a host or a TCP service: the ProxyCommand of a run's ssh configuration",
+		Long: "connect opens a connection to the proxy of an SSH or TCP target under this agent's identity, presents a credential, and relays\n" +
 			"standard input and output. `deputy run` writes it into the run's ssh configuration, which DEPUTY_SSH_CONFIG names.",
 		Example: "  ssh -F \"$DEPUTY_SSH_CONFIG\" web uptime\n" +
 			"  ssh -o 'ProxyCommand deputy connect --known-hosts /tmp/known.web web' -o UserKnownHostsFile=/tmp/known.web deputy@web uptime",
@@ -30,16 +30,19 @@ func newConnectCommand() *cobra.Command {
 				return err
 			}
 			defer a.Close()
-			r, err := a.SSHRelay(cmd.Context(), args[0])
+			r, err := a.StreamRelay(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
 			if known != "" {
+				if r.Target.Kind != "ssh" {
+					return fmt.Errorf("--known-hosts: %s is no host reached by SSH", args[0])
+				}
 				r.HostKey = func(line string) error { return writeKnownHost(known, args[0], line) }
 			}
 			r.Log = runLogger(cmd.ErrOrStderr(), false)
 			err = r.Serve(cmd.Context(), os.Stdin, struct{ io.Writer }{os.Stdout})
-			var refused *client.SSHRefused
+			var refused *client.StreamRefused
 			if errors.As(err, &refused) {
 				return errors.New(refused.Text)
 			}

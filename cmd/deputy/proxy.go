@@ -245,6 +245,7 @@ func (c *proxyConfig) readSecrets(config string) error {
 			err = t.SSH.readSecrets(config)
 		case t.HTTP != nil:
 			err = t.HTTP.readSecrets(config)
+		case t.TCP != nil: // it has none
 		default:
 			err = t.Postgres.readSecrets(config)
 		}
@@ -268,6 +269,9 @@ func (p *postgresConfig) readSecrets(config string) error {
 func (t *targetConfig) engine(config, mesh string, td spiffeid.TrustDomain, core *proxy.Core, name target.Name, pool *sqlparse.Pool, server *tls.Config, logger *slog.Logger) (proxy.Engine, error) {
 	if t.SSH != nil {
 		return t.sshEngine(config, td, core, name, server, logger)
+	}
+	if t.TCP != nil {
+		return t.tcpEngine(config, td, core, name, server, logger)
 	}
 	if t.HTTP != nil {
 		return t.httpEngine(config, mesh, td, core, name, server, logger)

@@ -53,6 +53,7 @@ type targetConfig struct {
 	Postgres    *postgresConfig    `yaml:"postgres,omitempty"`
 	SSH         *sshConfig         `yaml:"ssh,omitempty"`
 	HTTP        *httpConfig        `yaml:"http,omitempty"`
+	TCP         *tcpConfig         `yaml:"tcp,omitempty"`
 }
 
 // delegationConfig allows grants to others than direct children, as path patterns such as /agent/planner/*.
@@ -180,7 +181,7 @@ func (t *targetConfig) check(path string) error {
 			return fieldError(at, "%v", err)
 		}
 	}
-	for kind, there := range map[string]bool{"postgres": t.Postgres != nil, "ssh": t.SSH != nil, "http": t.HTTP != nil} {
+	for kind, there := range map[string]bool{"postgres": t.Postgres != nil, "ssh": t.SSH != nil, "http": t.HTTP != nil, "tcp": t.TCP != nil} {
 		if there && kind != t.Kind {
 			return fieldError(path+"."+kind, "this stands at a target of the kind %s only", kind)
 		}
@@ -192,8 +193,10 @@ func (t *targetConfig) check(path string) error {
 		return t.SSH.check(path + ".ssh")
 	case "http":
 		return t.HTTP.check(path + ".http")
+	case "tcp":
+		return t.TCP.check(path + ".tcp")
 	}
-	return fieldError(path+".kind", "postgres, ssh or http is expected; this version has no engine for other kinds")
+	return fieldError(path+".kind", "postgres, ssh, http or tcp is expected; this version has no engine for other kinds")
 }
 
 func (p *postgresConfig) check(path string) error {

@@ -252,6 +252,8 @@ func parseAllow(s string, td spiffeid.TrustDomain, targets []client.Target) (act
 			return parseAllowHost(parts, td)
 		case t.Name == parts[0] && t.Kind == "http":
 			return parseAllowHTTP(s, td)
+		case t.Name == parts[0] && t.Kind == "tcp":
+			return parseAllowTCP(parts, td)
 		}
 	}
 	if len(parts) < 2 || len(parts) > 4 {
@@ -299,6 +301,18 @@ func parseAllowHTTP(s string, td spiffeid.TrustDomain) (actor.Detail, error) {
 	if len(parts) == 3 {
 		d.Paths = strings.Split(parts[2], ",")
 	}
+	return d, actor.Details{d}.Validate()
+}
+
+func parseAllowTCP(parts []string, td spiffeid.TrustDomain) (actor.Detail, error) {
+	if len(parts) != 2 {
+		return nil, errors.New("TARGET:connect is expected: nothing else is decided of such a target")
+	}
+	id, err := actor.TargetID(td, parts[0])
+	if err != nil {
+		return nil, err
+	}
+	d := actor.TCPDetail{Locations: []spiffeid.ID{id}, Actions: strings.Split(parts[1], ",")}
 	return d, actor.Details{d}.Validate()
 }
 

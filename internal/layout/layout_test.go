@@ -76,10 +76,10 @@ var roles = []string{"issuer", "broker", "proxy", "console"}
 // testOnly packages are imported by tests alone, or by other testOnly packages.
 var testOnly = []string{"internal/testca", "internal/testmesh", "internal/testpg", "internal/testssh", "internal/testweb", "audit/audittest", "broker/storetest"}
 
-var engines = []string{"proxy/postgres", "proxy/sshd"}
+var engines = []string{"proxy/postgres", "proxy/sshd", "proxy/kube", "proxy/httpd", "proxy/mcpd", "proxy/tcp"}
 
 // engineMayImport lists what is made for engines, beside their own folder.
-var engineMayImport = []string{"proxy", "actor", "policy", "audit", "internal/target", "internal/mask", "internal/sqlparse", "proxy/internal/lobby"}
+var engineMayImport = []string{"proxy", "actor", "policy", "audit", "internal/target", "internal/mask", "internal/sqlparse", "proxy/internal/lobby", "proxy/internal/preface", "proxy/internal/hop"}
 
 func TestImportDirections(t *testing.T) {
 	for _, p := range list(t) {

@@ -31,7 +31,7 @@ func (s *Supervisor) Environment(base []string) []string {
 	}
 	var env []string
 	for _, e := range base {
-		if name, _, ok := strings.Cut(e, "="); ok && !slices.Contains(drop, name) && !strings.HasPrefix(name, urlPrefix) {
+		if name, _, ok := strings.Cut(e, "="); ok && !slices.Contains(drop, name) && !strings.HasPrefix(name, urlPrefix) && !strings.HasPrefix(name, addressPrefix) {
 			env = append(env, e)
 		}
 	}
@@ -39,6 +39,7 @@ func (s *Supervisor) Environment(base []string) []string {
 	env = append(env, client.SocketVariable+"="+socket, workloadVariable+"="+socket)
 	env = append(env, s.sshEnvironment()...)
 	env = append(env, s.httpEnvironment()...)
+	env = append(env, s.tcpEnvironment()...)
 	if len(s.listeners) == 0 {
 		return env
 	}

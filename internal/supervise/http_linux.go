@@ -2,7 +2,6 @@ package supervise
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -30,8 +29,6 @@ type httpListener struct {
 	ready  chan net.Conn
 	done   chan struct{}
 	once   sync.Once
-	slots  chan struct{}
-	checks sync.WaitGroup
 }
 
 // openHTTP opens one listener per web service.
@@ -44,7 +41,7 @@ func (s *Supervisor) openHTTP(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("opening the listener of %s: %w", t.Name, err)
 		}
-		l := &httpListener{s: s, target: t, tcp: tcp, ready: make(chan net.Conn), done: make(chan struct{}), slots: make(chan struct{}, maxLocalConns)}
+		l := &httpListener{s: s, target: t, tcp: tcp, ready: make(chan net.Conn), done: make(chan struct{})}
 		l.relay = client.NewHTTPRelay(t, s.id, func(ctx context.Context) (client.Credential, error) {
 			return s.ex.Credential(ctx, t.Name, nil)
 		}, s.log)
@@ -68,56 +65,24 @@ func (l *httpListener) close() {
 	l.relay.Close()
 }
 
-// accept admits connections by the processes that hold their other ends.
+// accept hands admitted connections to the server.
 func (l *httpListener) accept(ctx context.Context) {
-	defer l.checks.Wait()
-	for {
-		conn, err := l.tcp.Accept()
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err != nil {
-			l.s.log.Warn("a local connection was not accepted", "target", l.target.Name, "error", err)
-			continue
-		}
+	port := &loopbackPort{s: l.s, target: l.target.Name, tcp: l.tcp, refuse: refuseHTTP}
+	port.accept(ctx, func(conn net.Conn) {
 		select {
-		case l.slots <- struct{}{}:
-		default:
-			refuseHTTP(conn, http.StatusServiceUnavailable, fmt.Sprintf("the run's listener of %s has %d connections already", l.target.Name, maxLocalConns))
-			continue
+		case l.ready <- conn:
+		case <-l.done:
+			_ = conn.Close()
 		}
-		l.checks.Go(func() {
-			if err := l.s.admitHolders(ctx, conn); err != nil {
-				<-l.slots
-				l.s.log.WarnContext(ctx, "a local connection was refused", "target", l.target.Name, "error", plain(err))
-				refuseHTTP(conn, http.StatusForbidden, plain(err).Error())
-				return
-			}
-			select {
-			case l.ready <- &slotConn{Conn: conn, slots: l.slots}:
-			case <-l.done:
-				<-l.slots
-				_ = conn.Close()
-			}
-		})
-	}
-}
-
-// slotConn gives its slot back.
-type slotConn struct {
-	net.Conn
-	slots chan struct{}
-	once  sync.Once
-}
-
-func (c *slotConn) Close() error {
-	err := c.Conn.Close()
-	c.once.Do(func() { <-c.slots })
-	return err
+	})
 }
 
 // refuseHTTP answers before there is a request, as servers may.
-func refuseHTTP(conn net.Conn, status int, why string) {
+func refuseHTTP(conn net.Conn, busy bool, why string) {
+	status := http.StatusForbidden
+	if busy {
+		status = http.StatusServiceUnavailable
+	}
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(time.Second))
 	text := "deputy: " + why + "\n"

@@ -68,6 +68,7 @@ type Supervisor struct {
 	streams   *streamDesk
 	listeners []*pgListener
 	web       []*httpListener
+	raw       []*tcpListener
 	sshConfig string // of the run; "" without SSH targets
 
 	// marks are what the agent's program, and all that it starts, is restrained by; nil before it starts.
@@ -143,6 +144,9 @@ func (s *Supervisor) start(ctx context.Context) error {
 		return err
 	}
 	if err := s.openHTTP(ctx); err != nil {
+		return err
+	}
+	if err := s.openTCP(ctx); err != nil {
 		return err
 	}
 	if err := s.openSocket(ctx); err != nil {
@@ -253,6 +257,9 @@ func (s *Supervisor) Close() error {
 	}
 	for _, l := range s.web {
 		l.close()
+	}
+	for _, l := range s.raw {
+		_ = l.tcp.Close()
 	}
 	s.tasks.Wait()
 	if s.id != nil {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/deputymesh/deputy/internal/testweb"
 )
@@ -12,9 +13,10 @@ import (
 const (
 	ServiceTarget = "billing" // nginx
 	RPCTarget     = "rpc"     // a gRPC server
+	RawTarget     = "raw"     // the same nginx, by TCP alone
 )
 
-// Web puts web services behind the proxy, as ServiceTarget and RPCTarget, for analysts. It is an option of a policy set that speaks
+// Web puts web services behind the proxy, as ServiceTarget, RPCTarget and RawTarget, for analysts. It is an option of a policy set that speaks
 // about them.
 func Web(site *testweb.Site) Option { return func(s *settings) { s.web = site } }
 
@@ -51,4 +53,7 @@ func (m *Mesh) addWeb(site *testweb.Site) {
         - name: nobody
           roles: [analyst]
 `, site.GRPC))
+	m.addTarget(RawTarget, "tcp", "raw", fmt.Sprintf(`    tcp:
+      address: %s
+`, strings.TrimPrefix(site.URL, "https://")))
 }

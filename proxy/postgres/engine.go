@@ -209,28 +209,7 @@ func (e *Engine) Serve(ctx context.Context, l net.Listener) error {
 			c.close()
 		}
 	}()
-	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
-	defer stop()
-	var pause time.Duration
-	for {
-		conn, err := l.Accept()
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			var timeout interface{ Timeout() bool }
-			if errors.Is(err, net.ErrClosed) || !isTemporary(err) && !(errors.As(err, &timeout) && timeout.Timeout()) {
-				return fmt.Errorf("accepting agents for %s: %w", e.name, err)
-			}
-			// Out of file descriptors, as a rule: wait until some are free again.
-			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-			select {
-			case <-ctx.Done():
-			case <-time.After(pause):
-			}
-			continue
-		}
-		pause = 0
+	return lobby.Accept(ctx, l, e.name, func(conn net.Conn) {
 		g, full := e.room.Enter(conn)
 		if full {
 			e.cfg.Core.Count("too_many_waiting")
@@ -240,10 +219,5 @@ func (e *Engine) Serve(ctx context.Context, l net.Listener) error {
 			defer e.room.Leave(g)
 			e.serve(ctx, conn, g)
 		})
-	}
-}
-
-func isTemporary(err error) bool {
-	var t interface{ Temporary() bool }
-	return errors.As(err, &t) && t.Temporary()
+	})
 }

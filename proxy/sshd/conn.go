@@ -17,6 +17,7 @@ import (
 	"github.com/deputymesh/deputy/policy"
 	"github.com/deputymesh/deputy/proxy"
 	"github.com/deputymesh/deputy/proxy/internal/lobby"
+	"github.com/deputymesh/deputy/proxy/internal/preface"
 )
 
 // maxAuthTries bounds the credentials that one connection may show.
@@ -107,16 +108,16 @@ func (g *greeting) run(ctx context.Context) (ssh.Conn, <-chan ssh.NewChannel, <-
 
 	// 2. The credential: before SSH in a preface, or as its password.
 	cfg := &ssh.ServerConfig{ServerVersion: "SSH-2.0-Deputy", MaxAuthTries: maxAuthTries}
-	if state.NegotiatedProtocol == prefaceProtocol {
-		credential, err := readPreface(g.conn)
+	if state.NegotiatedProtocol == preface.SSH {
+		credential, err := preface.Read(g.conn, preface.SSH)
 		if err != nil {
 			return nil, nil, nil, fmt.Errorf("the preface: %w", err)
 		}
 		if err := g.open(ctx, credential); err != nil {
-			_ = writePreface(g.conn, prefaceRefused, err.Error())
+			_ = preface.Write(g.conn, preface.SSH, preface.Refused, err.Error())
 			return nil, nil, nil, err
 		}
-		if err := writePreface(g.conn, prefaceWelcome, welcome(g.core.ID(), g.e.host.PublicKey())); err != nil {
+		if err := preface.Write(g.conn, preface.SSH, preface.Welcome, welcome(g.core.ID(), g.e.host.PublicKey())); err != nil {
 			return nil, nil, nil, err
 		}
 		cfg.NoClientAuth = true
@@ -146,6 +147,11 @@ func (g *greeting) handshake(cfg *ssh.ServerConfig) (ssh.Conn, <-chan ssh.NewCha
 		return nil, nil, nil, fmt.Errorf("SSH with the agent: %w", err)
 	}
 	return conn, channels, requests, nil
+}
+
+// welcome is what a preface is answered with.
+func welcome(session string, host ssh.PublicKey) string {
+	return session + "\n" + string(ssh.MarshalAuthorizedKey(host))
 }
 
 // banner shows the agent why it isn't let in: SSH's own answer gives no reason.

@@ -18,6 +18,7 @@ import (
 
 	"github.com/deputymesh/deputy/actor"
 	"github.com/deputymesh/deputy/proxy/internal/lobby"
+	"github.com/deputymesh/deputy/proxy/internal/preface"
 )
 
 // Defaults of [Config].
@@ -98,7 +99,7 @@ func New(cfg Config) (*Engine, error) {
 	e.tls.MinVersion = tls.VersionTLS13
 	e.tls.ClientAuth = tls.RequireAnyClientCert
 	e.tls.SessionTicketsDisabled = true
-	e.tls.NextProtos = []string{prefaceProtocol}
+	e.tls.NextProtos = []string{preface.SSH}
 	return e, nil
 }
 
@@ -172,31 +173,7 @@ func (e *Engine) Serve(ctx context.Context, l net.Listener) error {
 		cancel()
 		wg.Wait()
 	}()
-	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
-	defer stop()
-	var pause time.Duration
-	for {
-		conn, err := l.Accept()
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			var passing interface {
-				Timeout() bool
-				Temporary() bool
-			}
-			if errors.Is(err, net.ErrClosed) || !errors.As(err, &passing) || !passing.Temporary() && !passing.Timeout() {
-				return fmt.Errorf("accepting agents for %s: %w", e.name, err)
-			}
-			// Out of file descriptors, as a rule: wait until some are free again.
-			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-			select {
-			case <-ctx.Done():
-			case <-time.After(pause):
-			}
-			continue
-		}
-		pause = 0
+	return lobby.Accept(ctx, l, e.name, func(conn net.Conn) {
 		g, full := e.room.Enter(conn)
 		if full {
 			e.cfg.Core.Count("too_many_waiting")
@@ -206,5 +183,5 @@ func (e *Engine) Serve(ctx context.Context, l net.Listener) error {
 			defer e.room.Leave(g)
 			e.serve(ctx, conn, g)
 		})
-	}
+	})
 }

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"github.com/deputymesh/deputy/proxy/internal/preface"
 )
 
 // VerifyHost asks what is asked of a target's host key.
@@ -13,7 +15,7 @@ func VerifyHost(u *Upstream, key ssh.PublicKey) error {
 }
 
 // ReadPreface reads a credential.
-func ReadPreface(r io.Reader) (string, error) { return readPreface(r) }
+func ReadPreface(r io.Reader) (string, error) { return preface.Read(r, preface.SSH) }
 
 // Destination is where a channel direct-tcpip leads to.
 func Destination(host string, port uint32) (string, error) {

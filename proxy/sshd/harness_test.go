@@ -92,7 +92,7 @@ func connectMain(dir, address string) error {
 
 const preface = "deputy-ssh/1"
 
-// present does the preface, as docs/spec/ssh-preface.md says it.
+// present does the preface, as docs/spec/preface.md says it.
 func present(address string, cfg *tls.Config, credential string) (*tls.Conn, string, error) {
 	conn, err := tls.Dial("tcp", address, cfg)
 	if err != nil {

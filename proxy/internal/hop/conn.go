@@ -6,7 +6,6 @@ import (
 	"crypto/subtle"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"net"
 	"sync"
 	"time"
@@ -43,29 +42,7 @@ func (d *door) Close() error   { return d.l.Close() }
 
 // open accepts until the context is done; an error means that the listener is broken.
 func (d *door) open() error {
-	var pause time.Duration
-	for {
-		raw, err := d.l.Accept()
-		if err != nil {
-			if d.ctx.Err() != nil {
-				return nil //nolint:nilerr // the engine was told to end
-			}
-			var passing interface {
-				Timeout() bool
-				Temporary() bool
-			}
-			if errors.Is(err, net.ErrClosed) || !errors.As(err, &passing) || !passing.Temporary() && !passing.Timeout() {
-				return fmt.Errorf("accepting agents for %s: %w", d.h.name, err)
-			}
-			// Out of file descriptors, as a rule: wait until some are free again.
-			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-			select {
-			case <-d.ctx.Done():
-			case <-time.After(pause):
-			}
-			continue
-		}
-		pause = 0
+	return lobby.Accept(d.ctx, d.l, d.h.name, func(raw net.Conn) {
 		if tcp, ok := raw.(*net.TCPConn); ok {
 			_ = tcp.SetKeepAlivePeriod(30 * time.Second)
 		}
@@ -76,10 +53,10 @@ func (d *door) open() error {
 		}
 		if !d.h.keep(c) {
 			_ = c.Close()
-			return nil
+			return
 		}
 		d.handshakes.Go(func() { d.greet(c) })
-	}
+	})
 }
 
 // greet does TLS with one connection.

@@ -16,33 +16,33 @@ import (
 	"github.com/deputymesh/deputy/actor"
 )
 
-// sshPreface is the name of what stands before SSH, by ALPN and in its frames: docs/spec/ssh-preface.md.
-const sshPreface = "deputy-ssh/1"
+// prefaces are the names of what stands before a protocol, by the kind of the target: docs/spec/preface.md.
+var prefaces = map[string]string{"ssh": "deputy-ssh/1", "tcp": "deputy-tcp/1"}
 
 // maxPrefaceText bounds the proxy's answer: a session's id and a host key, or a refusal.
 const maxPrefaceText = 16 << 10
 
-// SSHRelay brings the bytes of an SSH client to a target's proxy: it opens the connection with the agent's SVID, presents a credential
-// before SSH begins, relays everything else without a look, and renews the session before its credential ends. It holds no secret
+// StreamRelay brings the bytes of a client to the proxy of a host (SSH) or of a service that no engine speaks the protocol of (TCP): it opens the
+// connection with the agent's SVID, presents a credential before anything else, relays everything else without a look, and renews the session before its credential ends. It holds no secret
 // of the target and decides nothing.
-type SSHRelay struct {
+type StreamRelay struct {
 	Target Target
 	Source Source
 	// Credential returns a credential for the target, with life left.
 	Credential func(ctx context.Context) (Credential, error)
-	// HostKey, if set, is told the proxy's SSH host key, as authorized_keys writes it, before any byte of SSH.
+	// HostKey, if set, is told a host's proxy's SSH host key, as authorized_keys writes it, before any byte of SSH.
 	HostKey func(line string) error
 	// Log may be nil.
 	Log *slog.Logger
 }
 
-// SSHRefused is a proxy's refusal, in its own words.
-type SSHRefused struct{ Text string }
+// StreamRefused is a proxy's refusal, in its own words.
+type StreamRefused struct{ Text string }
 
-func (e *SSHRefused) Error() string { return e.Text }
+func (e *StreamRefused) Error() string { return e.Text }
 
-// SSHConn is a connection to the proxy of an SSH target. SSH begins with its first byte; no authentication is left to do in it ("none").
-type SSHConn struct {
+// StreamConn is a connection through the proxy. The protocol begins with its first byte; SSH has no authentication left to do ("none").
+type StreamConn struct {
 	*tls.Conn
 	// Session names the session at the proxy. HostKey is the proxy's SSH host key, as authorized_keys writes it: it came over
 	// verified TLS.
@@ -53,7 +53,7 @@ type SSHConn struct {
 }
 
 // Close ends the connection and its renewal.
-func (c *SSHConn) Close() error {
+func (c *StreamConn) Close() error {
 	c.cancel()
 	err := c.Conn.Close()
 	c.renewing.Wait()
@@ -61,7 +61,7 @@ func (c *SSHConn) Close() error {
 }
 
 // Dial opens a connection. It is renewed until it is closed, whatever ctx is for.
-func (r *SSHRelay) Dial(ctx context.Context) (*SSHConn, error) {
+func (r *StreamRelay) Dial(ctx context.Context) (*StreamConn, error) {
 	cred, err := r.Credential(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("no credential for %s: %w", r.Target.Name, err)
@@ -79,7 +79,7 @@ func (r *SSHRelay) Dial(ctx context.Context) (*SSHConn, error) {
 	stop := context.AfterFunc(early, func() { raw.SetDeadline(time.Now()) })
 	defer stop()
 	cfg := meshTLS(svid, r.Source, r.Target.Proxy)
-	cfg.NextProtos = []string{sshPreface}
+	cfg.NextProtos = []string{prefaces[r.Target.Kind]}
 	conn := tls.Client(raw, cfg)
 	session, host, err := r.preface(early, conn, cred)
 	if err != nil {
@@ -91,7 +91,7 @@ func (r *SSHRelay) Dial(ctx context.Context) (*SSHConn, error) {
 		return nil, context.Cause(early)
 	}
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
-	c := &SSHConn{Conn: conn, Session: session, HostKey: host, cancel: end}
+	c := &StreamConn{Conn: conn, Session: session, HostKey: host, cancel: end}
 	if r.Target.RenewalURL != "" {
 		log := r.Log
 		if log == nil {
@@ -104,39 +104,40 @@ func (r *SSHRelay) Dial(ctx context.Context) (*SSHConn, error) {
 }
 
 // preface presents the credential and reads what the proxy says to it.
-func (r *SSHRelay) preface(ctx context.Context, conn *tls.Conn, cred Credential) (session, host string, err error) {
+func (r *StreamRelay) preface(ctx context.Context, conn *tls.Conn, cred Credential) (session, host string, err error) {
 	if err := conn.HandshakeContext(ctx); err != nil {
 		return "", "", fmt.Errorf("TLS with %s as %s: %w", r.Target.Address, r.Target.Proxy, err)
 	}
-	if got := conn.ConnectionState().NegotiatedProtocol; got != sshPreface {
-		return "", "", fmt.Errorf("%s speaks %q, not %s: is %s an SSH target?", r.Target.Address, got, sshPreface, r.Target.Name)
+	name := prefaces[r.Target.Kind]
+	if got := conn.ConnectionState().NegotiatedProtocol; got != name {
+		return "", "", fmt.Errorf("%s speaks %q, not %s: is %s a target of the kind %s?", r.Target.Address, got, name, r.Target.Name, r.Target.Kind)
 	}
 	secret := cred.Reveal()
 	if len(secret) > actor.MaxSize {
 		return "", "", fmt.Errorf("the credential for %s is larger than a proxy takes", r.Target.Name)
 	}
-	frame := binary.BigEndian.AppendUint32([]byte(sshPreface), uint32(len(secret)))
+	frame := binary.BigEndian.AppendUint32([]byte(name), uint32(len(secret)))
 	if _, err := conn.Write(append(frame, secret...)); err != nil {
 		return "", "", fmt.Errorf("presenting the credential to the proxy of %s: %w", r.Target.Name, err)
 	}
-	head := make([]byte, len(sshPreface)+5)
+	head := make([]byte, len(name)+5)
 	if _, err := io.ReadFull(conn, head); err != nil {
 		return "", "", fmt.Errorf("the proxy of %s: %w", r.Target.Name, err)
 	}
-	status, n := head[len(sshPreface)], binary.BigEndian.Uint32(head[len(sshPreface)+1:])
-	if string(head[:len(sshPreface)]) != sshPreface || n > maxPrefaceText || status > 1 {
-		return "", "", fmt.Errorf("the proxy of %s answers something else than %s", r.Target.Name, sshPreface)
+	status, n := head[len(name)], binary.BigEndian.Uint32(head[len(name)+1:])
+	if string(head[:len(name)]) != name || n > maxPrefaceText || status > 1 {
+		return "", "", fmt.Errorf("the proxy of %s answers something else than %s", r.Target.Name, name)
 	}
 	text := make([]byte, n)
 	if _, err := io.ReadFull(conn, text); err != nil {
 		return "", "", fmt.Errorf("the proxy of %s: %w", r.Target.Name, err)
 	}
 	if status == 1 {
-		return "", "", &SSHRefused{printable(string(text))}
+		return "", "", &StreamRefused{printable(string(text))}
 	}
-	session, host, ok := strings.Cut(string(text), "\n")
+	session, host, hasHost := strings.Cut(string(text), "\n")
 	host = strings.TrimSuffix(host, "\n")
-	if !ok || session == "" || len(session) > 128 || host == "" || strings.ContainsAny(session+host, "\r\n\x00") {
+	if hasHost != (r.Target.Kind == "ssh") || session == "" || len(session) > 128 || hasHost && host == "" || strings.ContainsAny(session+host, "\r\n\x00") {
 		return "", "", fmt.Errorf("the proxy of %s names no session and host key", r.Target.Name)
 	}
 	return session, host, nil
@@ -144,7 +145,7 @@ func (r *SSHRelay) preface(ctx context.Context, conn *tls.Conn, cred Credential)
 
 // Serve relays between a client's streams and the proxy until the proxy's side ends. The end of in is passed on. Whoever calls it closes in
 // afterwards: a read of it may still be under way.
-func (r *SSHRelay) Serve(ctx context.Context, in io.Reader, out io.Writer) error {
+func (r *StreamRelay) Serve(ctx context.Context, in io.Reader, out io.Writer) error {
 	conn, err := r.Dial(ctx)
 	if err != nil {
 		return err
@@ -169,8 +170,8 @@ func (r *SSHRelay) Serve(ctx context.Context, in io.Reader, out io.Writer) error
 	return err
 }
 
-// SSHRelay is the relay to an SSH target under this agent's identity.
-func (a *Agent) SSHRelay(ctx context.Context, target string) (*SSHRelay, error) {
+// StreamRelay is the relay to a host or a TCP service under this agent's identity.
+func (a *Agent) StreamRelay(ctx context.Context, target string) (*StreamRelay, error) {
 	d, err := a.Describe(ctx)
 	if err != nil {
 		return nil, err
@@ -179,14 +180,14 @@ func (a *Agent) SSHRelay(ctx context.Context, target string) (*SSHRelay, error) 
 	if err != nil {
 		return nil, err
 	}
-	if t.Kind != "ssh" {
-		return nil, fmt.Errorf("%s is a %s target, not a host reached by SSH", target, t.Kind)
+	if prefaces[t.Kind] == "" {
+		return nil, fmt.Errorf("%s is a %s target, neither a host reached by SSH nor a service reached by TCP", target, t.Kind)
 	}
 	source, err := a.Source(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return &SSHRelay{Target: t, Source: source, Credential: func(ctx context.Context) (Credential, error) {
+	return &StreamRelay{Target: t, Source: source, Credential: func(ctx context.Context) (Credential, error) {
 		return a.Credential(ctx, target)
 	}}, nil
 }

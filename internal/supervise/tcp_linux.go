@@ -1,0 +1,61 @@
+package supervise
+
+import (
+	"context"
+	"fmt"
+	"net"
+
+	"github.com/deputymesh/deputy/client"
+)
+
+// addressPrefix begins the variables that name the run's listeners of TCP services: DEPUTY_ADDRESS_CACHE=127.0.0.1:port.
+const addressPrefix = "DEPUTY_ADDRESS_"
+
+// tcpListener is the run's own way to a service that no engine speaks the protocol of.
+type tcpListener struct {
+	target client.Target
+	tcp    *net.TCPListener
+}
+
+// openTCP opens one listener per TCP service.
+func (s *Supervisor) openTCP(ctx context.Context) error {
+	for _, t := range s.mesh.Targets {
+		if t.Kind != "tcp" {
+			continue
+		}
+		tcp, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		if err != nil {
+			return fmt.Errorf("opening the listener of %s: %w", t.Name, err)
+		}
+		s.raw = append(s.raw, &tcpListener{t, tcp})
+		port := &loopbackPort{s: s, target: t.Name, tcp: tcp, refuse: func(conn net.Conn, _ bool, _ string) {
+			_ = conn.Close() // there are no words that every protocol knows; the run's own log has them
+		}}
+		relay := &client.StreamRelay{Target: t, Source: s.id, Log: s.log, Credential: func(ctx context.Context) (client.Credential, error) {
+			return s.ex.Credential(ctx, t.Name, nil)
+		}}
+		s.tasks.Go(func() {
+			port.accept(ctx, func(conn net.Conn) {
+				defer conn.Close()
+				stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+				defer stop()
+				if err := relay.Serve(ctx, conn, conn); err != nil {
+					s.log.WarnContext(ctx, "a connection was cut", "target", t.Name, "error", err)
+					if c, ok := conn.(*slotConn); ok {
+						_ = c.SetLinger(0) // a reset: the client must not take this for an end that was meant
+					}
+				}
+			})
+		})
+	}
+	return nil
+}
+
+// tcpEnvironment names the listeners.
+func (s *Supervisor) tcpEnvironment() []string {
+	var env []string
+	for _, l := range s.raw {
+		env = append(env, addressPrefix+variableOf(l.target.Name)+"="+l.tcp.Addr().String())
+	}
+	return env
+}
