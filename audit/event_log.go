@@ -56,6 +56,7 @@ const (
 	KindKeyStatement = "key_statement" // by which the certifying key vouches for a token key
 	KindIdentityKeys = "identity_keys" // JWKS of an identity provider
 	KindVerification = "verification"  // names all of these for one verified credential
+	KindRecording    = "recording"     // a piece of what passed on a terminal, of the decision that it belongs to
 )
 
 // Evidence keeps exact bytes, once, under their digest.

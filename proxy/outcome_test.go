@@ -90,3 +90,36 @@ func TestACommandThatTakesLongIsRecordedAsForwarded(t *testing.T) {
 		t.Errorf("forwarded %+v", e)
 	}
 }
+
+// TestARecordingBelongsToItsDecision: a piece is durable when Keep returns, and none comes behind the outcome.
+func TestARecordingBelongsToItsDecision(t *testing.T) {
+	m := serving(t)
+	s := m.open(m.flow())
+	p, err := s.Authorize(t.Context(), m.command("select", "customers"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Use(); err != nil {
+		t.Fatal(err)
+	}
+	for _, piece := range []string{"one", "two", "two"} {
+		if err := p.Keep(t.Context(), []byte(piece)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := p.Completed(t.Context(), proxy.Outcome{Status: "ok"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Keep(t.Context(), []byte("three")); err == nil {
+		t.Error("a piece behind the outcome is taken")
+	}
+	kept := ""
+	for _, r := range audittest.Records(t, m.log) {
+		if e, ok := r.Event.(*audit.Evidence); ok && e.Kind == audit.KindRecording && r.Decision == p.RecordID() {
+			kept += string(e.Data) + " "
+		}
+	}
+	if kept != "one two two " {
+		t.Errorf("kept %q", kept)
+	}
+}

@@ -131,6 +131,23 @@ func (l *leaving) record() {
 	}
 }
 
+// Keep puts a piece of the command's recording on record, and returns when it is durable. Until then nothing of it may go on, to either side.
+// The error is a [*Refusal]: then nothing more may go on at all.
+func (p *Pass) Keep(ctx context.Context, piece []byte) error {
+	p.mu.Lock()
+	if p.done {
+		p.mu.Unlock()
+		return &Refusal{Class: ClassClosed, Reason: "the command has its outcome already"}
+	}
+	pending := p.submit(&audit.Evidence{Kind: audit.KindRecording, Digest: audit.DigestOf(piece), Data: piece})
+	p.mu.Unlock()
+	if _, err := pending.Receipt(ctx); err != nil {
+		p.session.core.unrecorded(ctx, "a recording couldn't be kept", err)
+		return evidenceRefusal(err)
+	}
+	return nil
+}
+
 // Completed records the outcome, once; a second call does nothing. It returns at once, except where
 // masking or a limit acted: then it returns when the outcome is durable, and the final message waits for
 // it. The error is a [*Refusal]: the final message must say so instead.

@@ -30,7 +30,7 @@ func newAuditCommand() *cobra.Command {
 			"The format is specified in docs/spec/audit-log.md.",
 		Args: cobra.NoArgs,
 	}
-	cmd.AddCommand(newAuditTailCommand(), newAuditShowCommand(), newAuditVerifyCommand(), newAuditKeysCommand())
+	cmd.AddCommand(newAuditTailCommand(), newAuditShowCommand(), newAuditRecordingCommand(), newAuditVerifyCommand(), newAuditKeysCommand())
 	return cmd
 }
 

@@ -55,7 +55,7 @@ func (c *connection) parseStart(r *ssh.Request) (start, *proxy.Objection) {
 		return s, &proxy.Objection{Class: classRestricted, Reason: "this target runs commands alone, and " + what + " runs what nobody decides; name the command"}
 	}
 	if r.Type == "shell" {
-		s.cmd.Scrubbed, s.cmd.Check = "shell", opaque
+		s.cmd.Scrubbed, s.cmd.Check = "shell", onlyRecording
 		s.cmd.Ops = []proxy.Op{c.e.op("shell", policy.Account(c.e.name, c.account.Name), true)}
 		if len(r.Payload) > 0 {
 			return malformed("the request for a shell holds more than it may")

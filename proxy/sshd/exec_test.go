@@ -117,8 +117,8 @@ func TestObligationsThatCantBeMetAreRefusals(t *testing.T) {
 		t.Errorf("a limit of rows: %s", r)
 	}
 	w := worldOf(t, host.host, []string{"recorded"})
-	if r := w.ssh("", "web"); r.code != 126 || !strings.Contains(r.err, "can't be recorded") {
-		t.Errorf("a recorded shell: %s", r)
+	if r := w.ssh("", "-s", "web", "hello"); r.code != 126 || !strings.Contains(r.err, "can't be recorded") {
+		t.Errorf("a recorded subsystem: %s", r)
 	}
 	if r := w.ssh("", "web", "id -u"); r.code != 0 {
 		t.Errorf("a recorded command: %s", r)

@@ -139,6 +139,7 @@ type ledger struct {
 	mu       sync.Mutex
 	events   []event
 	durable  func(ctx context.Context, cmd proxy.Command) error // guarded by mu: where a decision becomes durable
+	keeps    func(ctx context.Context, piece []byte) error      // guarded by mu: where a piece of a recording becomes durable
 	sessions []*testSession
 	counts   map[string]int
 }
@@ -148,6 +149,13 @@ func (l *ledger) becomesDurable(f func(context.Context, proxy.Command) error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.durable = f
+}
+
+// keep sets what happens where a piece of a recording becomes durable.
+func (l *ledger) keep(f func(context.Context, []byte) error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.keeps = f
 }
 
 // userRoles are what the user has now; become changes them, as a renewal does.
@@ -336,6 +344,22 @@ func (p *testPass) Wait(ctx context.Context) error {
 }
 
 func (p *testPass) Forwarded(int64) { p.s.l.add(event{kind: "forwarded", cmd: p.cmd}) }
+
+func (p *testPass) Keep(ctx context.Context, piece []byte) error {
+	if p.done.Load() {
+		return errors.New("kept behind the outcome")
+	}
+	p.s.l.mu.Lock()
+	keeps := p.s.l.keeps
+	p.s.l.mu.Unlock()
+	if keeps != nil {
+		if err := keeps(ctx, piece); err != nil {
+			return err
+		}
+	}
+	p.s.l.add(event{kind: "kept", cmd: p.cmd, why: string(piece)})
+	return nil
+}
 
 func (p *testPass) Completed(_ context.Context, o proxy.Outcome) error {
 	if !p.done.Swap(true) {

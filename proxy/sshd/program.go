@@ -13,6 +13,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/deputymesh/deputy/proxy"
+	"github.com/deputymesh/deputy/proxy/internal/recording"
 )
 
 // outputGrace is how long a program's output may still come when its exit is known. A real server tells the exit at once, too, and goes on
@@ -41,6 +42,9 @@ type program struct {
 	ended    chan struct{} // closed when the program is forgotten
 	files    *files        // of the subsystem sftp: who decides its requests
 	told     chan queuedAfter
+	rec      *recording.Recorder
+	lost     sync.Once   // the recording
+	cutOff   atomic.Bool // by the proxy, which says why itself
 }
 
 // tell hands the program something that the agent says beside its input, unless the target is too far behind.
@@ -104,7 +108,7 @@ func (p *program) relay(ctx context.Context, s *sessionChannel) {
 		})
 	} else {
 		p.c.tasks.Go(func() {
-			_, err := io.CopyBuffer(struct{ io.Writer }{p.ch}, struct{ io.Reader }{s.ch}, make([]byte, relayBuffer))
+			_, err := io.CopyBuffer(p.toTarget(), struct{ io.Reader }{s.ch}, make([]byte, relayBuffer))
 			if err == nil {
 				_ = p.ch.CloseWrite()
 			}
@@ -141,8 +145,11 @@ func (p *program) relay(ctx context.Context, s *sessionChannel) {
 		p.complete(ctx, proxy.Outcome{Status: "cancelled"})
 		return
 	}
-	if p.files != nil && p.files.spoilt.Load() {
+	switch {
+	case p.files != nil && p.files.spoilt.Load():
 		ended = spoilt
+	case p.cutOff.Load():
+		ended.outcome = proxy.Outcome{Status: "cut", Code: "unrecorded"}
 	}
 	if ended.kind != "" {
 		grace := time.NewTimer(outputGrace)
@@ -161,7 +168,7 @@ func (p *program) relay(ctx context.Context, s *sessionChannel) {
 	}
 	if ended.kind == "" {
 		p.complete(ctx, proxy.Outcome{Status: "cut"})
-		if p.c.core.Context().Err() == nil {
+		if p.c.core.Context().Err() == nil && !p.cutOff.Load() {
 			p.say("the target closed the connection, or this part of it, without saying how it ended")
 		}
 	}
@@ -175,7 +182,7 @@ func (p *program) relay(ctx context.Context, s *sessionChannel) {
 }
 
 func (p *program) copyOut(to io.Writer, from io.Reader) {
-	_, err := io.CopyBuffer(counted{to, &p.bytes}, struct{ io.Reader }{from}, make([]byte, relayBuffer))
+	_, err := io.CopyBuffer(p.toAgent(to), struct{ io.Reader }{from}, make([]byte, relayBuffer))
 	if err != nil {
 		// The agent takes nothing any more. The program must not hang for that, nor its other stream.
 		_, _ = io.Copy(io.Discard, from)

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/deputymesh/deputy/proxy"
+	"github.com/deputymesh/deputy/proxy/internal/recording"
 )
 
 const (
@@ -178,6 +179,9 @@ func (s *sessionChannel) resize(w windowChange, payload []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.running != nil {
+		if s.running.rec != nil {
+			s.running.rec.Resize(w.Columns, w.Rows)
+		}
 		s.running.tell(queuedAfter{"window-change", payload})
 	} else if s.pty != nil {
 		s.pty.Columns, s.pty.Rows, s.pty.Width, s.pty.Height = w.Columns, w.Rows, w.Width, w.Height
@@ -222,7 +226,7 @@ func (s *sessionChannel) start(ctx context.Context, r *ssh.Request) {
 		s.refuse(r, forAgent(err, "the session is over").Error())
 		return
 	}
-	p, err := s.launch(what, pass)
+	p, err := s.launch(what, pass, s.recorder(ctx, what, pass))
 	if err != nil {
 		s.c.log.InfoContext(ctx, "the target didn't start a command", "kind", what.kind, "error", err)
 		o := proxy.Outcome{Status: "error", Code: classTarget}
@@ -263,12 +267,12 @@ func (s *sessionChannel) refuse(r *ssh.Request, text string) {
 }
 
 // launch opens a channel at the target and asks for what was decided, byte for byte.
-func (s *sessionChannel) launch(what start, pass Pass) (*program, error) {
+func (s *sessionChannel) launch(what start, pass Pass, rec *recording.Recorder) (*program, error) {
 	ch, requests, err := s.c.up.conn.OpenChannel("session", nil)
 	if err != nil {
 		return nil, err
 	}
-	p := &program{c: s.c, agent: s, ch: ch, requests: requests, pass: pass, ended: make(chan struct{}), told: make(chan queuedAfter, maxQueued+1)}
+	p := &program{c: s.c, agent: s, ch: ch, requests: requests, pass: pass, rec: rec, ended: make(chan struct{}), told: make(chan queuedAfter, maxQueued+1)}
 	fail := func(err error) (*program, error) {
 		_ = ch.Close()
 		s.c.tasks.Go(func() { ssh.DiscardRequests(requests) })
@@ -301,6 +305,9 @@ func (s *sessionChannel) launch(what start, pass Pass) (*program, error) {
 	}
 	s.before = nil
 	if s.resized {
+		if rec != nil {
+			rec.Resize(s.pty.Columns, s.pty.Rows)
+		}
 		p.tell(queuedAfter{"window-change", ssh.Marshal(windowChange{s.pty.Columns, s.pty.Rows, s.pty.Width, s.pty.Height})})
 	}
 	return p, nil
