@@ -18,6 +18,8 @@ import (
 const (
 	killAfter  = 150 * time.Millisecond
 	closeAfter = 400 * time.Millisecond
+	// hearAfter is how long a target may take to hear of the signals.
+	hearAfter = 200 * time.Millisecond
 	// goodbyeTimeout bounds the last message to an agent.
 	goodbyeTimeout = 200 * time.Millisecond
 )
@@ -120,10 +122,27 @@ func (c *connection) end(message, signal string) {
 		}
 		allEnded(running, closeAfter-killAfter)
 	}
+	// A connection that is closed while the target still sends is reset, and what the target hasn't read by then, such as a signal, is lost. So the
+	// target is asked for something, and closed when it answers: it has read all that came before.
+	heard := make(chan struct{})
+	if signal != "" {
+		c.tasks.Go(func() {
+			defer close(heard)
+			_, _, _ = c.up.conn.SendRequest("keepalive@openssh.com", true, nil)
+		})
+	} else {
+		close(heard)
+	}
+	patience := time.NewTimer(hearAfter)
+	defer patience.Stop()
 	// TLS says goodbye first, and would wait for seconds for a peer that doesn't read.
 	impatient := time.AfterFunc(goodbyeTimeout, func() { _ = c.raw.Close() })
 	_ = c.client.Close()
 	impatient.Stop()
+	select {
+	case <-heard:
+	case <-patience.C:
+	}
 	_ = c.up.conn.Close()
 }
 
