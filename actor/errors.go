@@ -116,6 +116,7 @@ const (
 	// Statements beside the credential.
 	ClassKeyStatement    Class = "key-statement"
 	ClassOperatorRequest Class = "operator-request"
+	ClassChain           Class = "chain-statement"
 )
 
 // Error is a refusal. Err says what was wrong for people; it never holds a

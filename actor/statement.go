@@ -28,6 +28,7 @@ const (
 	TypeUserGrant       = "deputy-user-grant+jwt"
 	TypeKeyStatement    = "deputy-token-key+jwt"
 	TypeOperatorRequest = "deputy-operator+jwt"
+	TypeChain           = "deputy-chain+jwt"
 )
 
 const (

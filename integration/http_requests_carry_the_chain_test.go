@@ -3,6 +3,7 @@ package integration_test
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/base64"
 	"fmt"
 	"os"
 	"os/exec"
@@ -58,6 +59,11 @@ func TestHTTPRequestsCarryTheChain(t *testing.T) {
 		}
 		if line := site.AwaitLog("/v1/invoices/42?page=3"); !strings.Contains(line, "auth=Bearer "+testweb.Token) || !strings.Contains(line, "forwarded=-") {
 			t.Errorf("nginx saw %s", line)
+		}
+		_, chain, _ := strings.Cut(site.AwaitLog("/v1/invoices/42?page=3"), "chain=")
+		payload, err := base64.RawURLEncoding.DecodeString(strings.Split(chain, ".")[1])
+		if err != nil || !strings.Contains(string(payload), `"record":"`+string(rec.ID)+`"`) || !strings.Contains(string(payload), rec.Chain.Hops[2].ID) || !strings.Contains(string(payload), rec.Chain.User.Subject) {
+			t.Errorf("nginx was told %s %v", payload, err)
 		}
 	})
 	t.Run("a refused one", func(t *testing.T) {

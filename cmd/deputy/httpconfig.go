@@ -11,6 +11,7 @@ import (
 	"net/url"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"golang.org/x/net/http/httpguts"
 	"golang.org/x/oauth2"
 	"golang.org/x/oauth2/clientcredentials"
@@ -154,7 +155,7 @@ func (a *httpAccountConfig) readSecrets(config string) (err error) {
 	return nil
 }
 
-func (t *targetConfig) httpEngine(config, mesh string, td spiffeid.TrustDomain, core *proxy.Core, name target.Name, server *tls.Config, logger *slog.Logger) (proxy.Engine, error) {
+func (t *targetConfig) httpEngine(config, mesh string, td spiffeid.TrustDomain, core *proxy.Core, name target.Name, svid x509svid.Source, server *tls.Config, logger *slog.Logger) (proxy.Engine, error) {
 	c := t.HTTP
 	u, err := url.Parse(c.URL)
 	if err != nil {
@@ -171,7 +172,7 @@ func (t *targetConfig) httpEngine(config, mesh string, td spiffeid.TrustDomain, 
 		accounts = append(accounts, a.account)
 	}
 	e, err := httpd.New(httpd.Config{
-		Core: httpd.ForTarget(core, name), Target: name.ID(td), Mesh: mesh, TLS: server,
+		Core: httpd.ForTarget(core, name), Target: name.ID(td), Mesh: mesh, TLS: server, SVID: svid,
 		Upstream: httpd.Upstream{URL: u, RootCAs: cas, ServerName: c.ServerName, PlainHTTP2: c.PlainHTTP2},
 		Accounts: accounts, FoldCase: c.FoldCase, Cookies: c.Cookies, Logger: logger.With("target", t.Name),
 	})

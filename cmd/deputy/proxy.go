@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/deputymesh/deputy/actor"
@@ -120,7 +121,7 @@ func runProxy(ctx context.Context, cfg *proxyConfig, config string, unsafeDev bo
 	g, gctx := errgroup.WithContext(ctx)
 	for i := range cfg.Targets {
 		t := &cfg.Targets[i]
-		engine, err := t.engine(config, cfg.Mesh, id.TrustDomain(), core, names[i], pool, server, logger)
+		engine, err := t.engine(config, cfg.Mesh, id.TrustDomain(), core, names[i], ident, pool, server, logger)
 		if err != nil {
 			return err
 		}
@@ -266,7 +267,7 @@ func (p *postgresConfig) readSecrets(config string) error {
 	return nil
 }
 
-func (t *targetConfig) engine(config, mesh string, td spiffeid.TrustDomain, core *proxy.Core, name target.Name, pool *sqlparse.Pool, server *tls.Config, logger *slog.Logger) (proxy.Engine, error) {
+func (t *targetConfig) engine(config, mesh string, td spiffeid.TrustDomain, core *proxy.Core, name target.Name, svid x509svid.Source, pool *sqlparse.Pool, server *tls.Config, logger *slog.Logger) (proxy.Engine, error) {
 	if t.SSH != nil {
 		return t.sshEngine(config, td, core, name, server, logger)
 	}
@@ -274,7 +275,7 @@ func (t *targetConfig) engine(config, mesh string, td spiffeid.TrustDomain, core
 		return t.tcpEngine(config, td, core, name, server, logger)
 	}
 	if t.HTTP != nil {
-		return t.httpEngine(config, mesh, td, core, name, server, logger)
+		return t.httpEngine(config, mesh, td, core, name, svid, server, logger)
 	}
 	p := t.Postgres
 	cas, err := readPool(beside(config, p.CAFile))

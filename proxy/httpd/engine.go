@@ -3,6 +3,7 @@ package httpd
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/deputymesh/deputy/actor"
 	"github.com/deputymesh/deputy/internal/target"
@@ -39,6 +41,8 @@ type Config struct {
 	// TLS is what [proxy.ServerTLS] makes: the proxy's SVID, and agents verified by theirs. The engine demands
 	// TLS 1.3 and a client certificate, without tickets, whatever it says.
 	TLS *tls.Config
+	// SVID is the proxy's own: its key signs what services are told about the chain.
+	SVID x509svid.Source
 	// Upstream is the target's server.
 	Upstream Upstream
 	// Accounts are those at the target that requests may use, in order of preference.
@@ -64,6 +68,9 @@ type Engine struct {
 
 // New checks the configuration and makes an engine. It connects to nothing yet.
 func New(cfg Config) (*Engine, error) {
+	if cfg.SVID == nil {
+		return nil, errors.New("making the HTTP engine: no SVID to sign with what services are told about the chain")
+	}
 	h, err := hop.New(hop.Config{
 		Core: cfg.Core, Target: cfg.Target, Mesh: cfg.Mesh, DetailType: actor.HTTPDetail{}.Type(), Protocol: "http", TLS: cfg.TLS, Upstream: cfg.Upstream,
 		Accounts: cfg.Accounts, Cookies: cfg.Cookies, StartupTimeout: cfg.StartupTimeout, MaxConnections: cfg.MaxConnections, Logger: cfg.Logger,

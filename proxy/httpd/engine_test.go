@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -23,6 +25,8 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/deputymesh/deputy/actor"
+	"github.com/deputymesh/deputy/internal/testca"
 	"github.com/deputymesh/deputy/policy"
 	"github.com/deputymesh/deputy/proxy"
 	"github.com/deputymesh/deputy/proxy/httpd"
@@ -109,6 +113,69 @@ func TestWhatAgentsSayAboutThemselvesIsTakenAway(t *testing.T) {
 		t.Errorf("the answer's headers: %v", a.Header)
 	}
 }
+
+// The service can check by itself who asks, through whom, and that it is about this very request.
+func TestServicesAreToldTheChain(t *testing.T) {
+	r := newRig(t, http.HandlerFunc(echo))
+	s := r.seen("PUT", "/caf%C3%A9/1?x=y", nil)
+	raw := s.Header.Get("Deputy-Chain")
+	call := actor.ChainCall{
+		Bundles: r.ca.Bundle(), Proxy: r.ca.ID("/deputy/proxy/main"), Target: r.ca.ID("/target/billing"), Method: "PUT", Path: "/café/1", Now: time.Now(),
+	}
+	got, err := actor.VerifyChain(raw, call)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.User.Subject != "ada" || len(got.Actors) != 1 || got.Actors[0].ID.String() != agentID || got.Actors[0].Grade != actor.Attested || got.Purpose != "q3 refunds" || got.Record != "rec-decided" || got.RootEvidence != actor.RootVerified {
+		t.Errorf("%+v", got)
+	}
+	other := testca.New(t, "test.example")
+	for name, change := range map[string]func(*actor.ChainCall){
+		"another method": func(c *actor.ChainCall) { c.Method = "GET" }, "another path": func(c *actor.ChainCall) { c.Path = "/caf" },
+		"another service": func(c *actor.ChainCall) { c.Target = r.ca.ID("/target/other") }, "another proxy": func(c *actor.ChainCall) { c.Proxy = r.ca.ID("/deputy/proxy/other") },
+		"later": func(c *actor.ChainCall) { c.Now = c.Now.Add(actor.ChainLife + actor.Skew + time.Second) }, "another authority": func(c *actor.ChainCall) { c.Bundles = other.Bundle() },
+	} {
+		c := call
+		change(&c)
+		if _, err := actor.VerifyChain(raw, c); actor.ClassOf(err) != actor.ClassChain {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for name, forged := range map[string]string{
+		"nothing": "", "a byte less": raw[:len(raw)-1], "another payload": strings.Replace(raw, ".", ".e30", 1), "a credential": goodCredential,
+	} {
+		if _, err := actor.VerifyChain(forged, call); actor.ClassOf(err) != actor.ClassChain {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// An agent's SVID is of the same authority, and makes no proxy.
+	agent := r.ca.SVID(spiffeid.RequireFromString(agentID))
+	lie := got
+	lie.User.Subject = "eve"
+	if _, err := actor.SignChain(agent.PrivateKey, agent.Certificates, lie); err == nil {
+		t.Error("an agent signed as the proxy")
+	}
+	lie.Issuer = agent.ID
+	if raw, err := actor.SignChain(agent.PrivateKey, agent.Certificates, lie); err == nil {
+		t.Errorf("an agent states chains: %s", raw)
+	}
+}
+
+// What can't be told to the service isn't sent to it.
+func TestNoRequestGoesWithoutItsChain(t *testing.T) {
+	var reached atomic.Int64
+	r := newRig(t, http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) { reached.Add(1); echo(w, q) }), func(c *httpd.Config) { c.SVID = noSVID{} })
+	if a, text := r.do("GET", "/", nil); a.StatusCode != 503 || reached.Load() != 0 {
+		t.Errorf("%d %s", a.StatusCode, text)
+	}
+	if out := r.await(t, "completed", "GET /").out; out.Status != "not_sent" {
+		t.Errorf("%+v", out)
+	}
+}
+
+type noSVID struct{}
+
+func (noSVID) GetX509SVID() (*x509svid.SVID, error) { return nil, errors.New("none") }
 
 func TestRefusalsSpeakHTTP(t *testing.T) {
 	var reached atomic.Int64

@@ -129,7 +129,15 @@ type testSession struct {
 func (s *testSession) ID() string      { return s.id }
 func (s *testSession) Roles() []string { return s.l.roles }
 func (s *testSession) Chain() *actor.Chain {
-	return &actor.Chain{Digest: "sha256-of-the-chain", Hops: []actor.Hop{{Kind: actor.HopAgent, ID: agentID}}}
+	agent, err := actor.AgentIDFromString(agentID)
+	if err != nil {
+		panic(err)
+	}
+	return &actor.Chain{
+		User: actor.SubjectID{Issuer: "https://idp.test", Subject: "ada"}, Txn: strings.Repeat("0f", 16), Roles: s.l.roles, Purpose: "q3 refunds", RootEvidence: actor.RootVerified,
+		Target: spiffeid.RequireFromString("spiffe://test.example/target/billing"), Digest: "sha256-of-the-chain",
+		Hops: []actor.Hop{{Kind: actor.HopUser, ID: "ada"}, {Kind: actor.HopAgent, ID: agentID, Agent: agent, Grade: actor.Attested}},
+	}
 }
 func (s *testSession) Context() context.Context { return s.ctx }
 func (s *testSession) Close(reason, detail string) {
@@ -218,6 +226,7 @@ type rig struct {
 	address string
 	tls     *tls.Config // of the agent
 	client  *http.Client
+	ca      *testca.CA
 }
 
 type change func(*httpd.Config)
@@ -244,9 +253,9 @@ func rigFor(t testing.TB, up httpd.Upstream, changes ...change) *rig {
 	ca := testca.New(t, "test.example")
 	server := ca.SVID(ca.ID("/deputy/proxy/main"), testca.Hosts("localhost"))
 	agent := ca.SVID(spiffeid.RequireFromString(agentID))
-	r := &rig{t: t, ledger: &ledger{roles: []string{"analyst"}, counts: map[string]int{}, allow: func(proxy.Command) bool { return true }}}
+	r := &rig{t: t, ca: ca, ledger: &ledger{roles: []string{"analyst"}, counts: map[string]int{}, allow: func(proxy.Command) bool { return true }}}
 	cfg := httpd.Config{
-		Core: r.ledger, Target: ca.ID("/target/billing"), Mesh: "https://broker.test", TLS: proxy.ServerTLS(server, ca.Bundle(), ca.TrustDomain()),
+		Core: r.ledger, Target: ca.ID("/target/billing"), Mesh: "https://broker.test", SVID: server, TLS: proxy.ServerTLS(server, ca.Bundle(), ca.TrustDomain()),
 		Upstream: up, Accounts: []httpd.Account{{Name: "reader", Bearer: "the-services-own-secret"}}, Logger: slog.New(slog.DiscardHandler),
 	}
 	for _, c := range changes {

@@ -11,7 +11,9 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
+	"github.com/deputymesh/deputy/actor"
 	"github.com/deputymesh/deputy/proxy"
 	"github.com/deputymesh/deputy/proxy/internal/hop"
 )
@@ -26,6 +28,7 @@ type exchange struct {
 	account *hop.Account
 	core    Session
 	pass    hop.Pass
+	chain   string // what the service is told about the chain
 
 	status int
 	bytes  atomic.Int64 // to the agent
@@ -38,6 +41,22 @@ type exchangeKey struct{}
 func exchangeOf(ctx context.Context) *exchange {
 	x, _ := ctx.Value(exchangeKey{}).(*exchange)
 	return x
+}
+
+// chainHeader carries the chain to the service ([actor.VerifyChain]).
+const chainHeader = "Deputy-Chain"
+
+// stateChain signs what the service is told about the chain of a request.
+func (e *Engine) stateChain(x *exchange) (string, error) {
+	svid, err := e.cfg.SVID.GetX509SVID()
+	if err == nil {
+		var raw string
+		if raw, err = actor.SignChain(svid.PrivateKey, svid.Certificates, actor.StateChain(x.core.Chain(), svid.ID, x.request.method, x.request.path, string(x.pass.RecordID()), time.Now())); err == nil {
+			return raw, nil
+		}
+	}
+	e.cfg.Logger.Error("the chain can't be stated", "target", e.hop.Name(), "error", err)
+	return "", &proxy.Refusal{Class: proxy.ClassNotReady, Reason: "the service can't be told who asks, so it isn't asked", RecordID: x.pass.RecordID(), Err: err}
 }
 
 // ServeHTTP takes one request from its credential to its outcome.
@@ -67,7 +86,11 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	stop := context.AfterFunc(core.Context(), cancel)
 	defer stop()
-	if err := pass.Use(); err != nil {
+	if x.chain, err = e.stateChain(x); err == nil {
+		err = pass.Use()
+	}
+	if err != nil {
+		e.complete(ctx, x, "not_sent")
 		e.hop.Refuse(w, r, err)
 		return
 	}
@@ -116,6 +139,7 @@ func (e *Engine) rewrite(p *httputil.ProxyRequest) {
 	p.Out.Host = e.cfg.Upstream.URL.Host
 	p.Out.Trailer = nil
 	e.hop.Clean(p.Out.Header, x.account)
+	p.Out.Header.Set(chainHeader, x.chain)
 	if p.Out.Body != nil && p.Out.Body != http.NoBody {
 		p.Out.Body = counted{p.Out.Body, &x.sent}
 	}
