@@ -2,14 +2,18 @@ package sshd_test
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/deputymesh/deputy/internal/testssh"
+	"github.com/deputymesh/deputy/proxy"
 	"github.com/deputymesh/deputy/proxy/sshd"
 )
 
@@ -143,5 +147,97 @@ func TestADestinationHasOneSpelling(t *testing.T) {
 		if got, err := sshd.Destination(host, 80); err == nil {
 			t.Errorf("%q leads to %q", host, got)
 		}
+	}
+}
+
+// atRaw is a world whose target does what serve says, packet by packet.
+func atRaw(t *testing.T, serve func(*raw) error, change ...func(*sshd.Config)) *world {
+	t.Helper()
+	address, host := rawTarget(t, serve)
+	account := &testssh.Server{Account: "app", UserKey: signer(t), HostKey: host.PublicKey()}
+	return worldOf(t, account, ops, append([]func(*sshd.Config){func(c *sshd.Config) { c.Upstream.Address = address }}, change...)...)
+}
+
+// number is the uint32 at an offset of a packet.
+func number(p []byte, at int) int { return int(binary.BigEndian.Uint32(p[at:])) }
+
+// openings confirms every channel that is opened, and says how many; it answers the requests for programs, and closes nothing.
+func openings(opened *atomic.Int64, start byte) func(*raw) error {
+	return func(c *raw) error {
+		var theirs []int // their channels, by ours
+		for {
+			p, err := c.await(msgChannelOpen, msgChannelRequest)
+			if err != nil {
+				return err
+			}
+			if p[0] == msgChannelRequest {
+				if kind := number(p, 5); p[9+kind] == 1 {
+					err = c.send(message(start, theirs[number(p, 1)]))
+				}
+			} else {
+				opened.Add(1)
+				theirs = append(theirs, number(p, 5+number(p, 1)))
+				err = c.send(message(msgChannelConfirm, theirs[len(theirs)-1], len(theirs)-1, 1<<20, 1<<15))
+			}
+			if err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// A target that never closes its side of a channel holds the agent's place there, so that the two together can't have the proxy keep more
+// than the agent may have open at once.
+func TestATargetThatClosesNothingGetsNoMoreChannels(t *testing.T) {
+	for name, answer := range map[string]byte{"of programs that it started": msgChannelSuccess, "of programs that it refused": msgChannelFailure} {
+		t.Run(name, func(t *testing.T) {
+			var opened atomic.Int64
+			w := atRaw(t, openings(&opened, answer))
+			c := w.client()
+			for range 40 {
+				s, err := c.NewSession()
+				if err != nil {
+					continue
+				}
+				_ = s.Start("true")
+				_ = s.Close()
+			}
+			if n := opened.Load(); n == 0 || n > sshd.DefaultMaxChannels {
+				t.Errorf("%d channels are open at the target for an agent that may have %d", n, sshd.DefaultMaxChannels)
+			}
+			began := time.Now()
+			w.ledger.last().cancel(&proxy.Ended{Class: proxy.ClassRevoked, Reason: "revoked"})
+			_ = c.Wait()
+			if took := time.Since(began); took > time.Second {
+				t.Errorf("the end took %s", took)
+			}
+			w.ledger.await(t, "closed", "ended")
+		})
+	}
+}
+
+// A real server closes its side at once, also where what it runs lives on.
+func TestPlacesAreFreeOnceTheTargetHasClosed(t *testing.T) {
+	w := newWorld(t, ops, func(c *sshd.Config) { c.MaxChannels = 2 })
+	c := w.client()
+	for range 8 {
+		var s *ssh.Session
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+			var err error
+			if s, err = c.NewSession(); err == nil {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatal(err)
+			}
+		}
+		before := len(w.ledger.all("forwarded"))
+		if err := s.Start("trap '' HUP TERM; sleep 3.7023"); err != nil {
+			t.Fatal(err)
+		}
+		for len(w.ledger.all("forwarded")) == before {
+			time.Sleep(time.Millisecond)
+		}
+		_ = s.Close()
 	}
 }

@@ -40,6 +40,7 @@ type program struct {
 	pass     Pass
 	bytes    atomic.Int64  // that went to the agent
 	ended    chan struct{} // closed when the program is forgotten
+	closed   chan struct{} // closed when the target has closed the channel
 	files    *files        // of the subsystem sftp: who decides its requests
 	told     chan queuedAfter
 	rec      *recording.Recorder
@@ -95,7 +96,6 @@ var spoilt = exit{
 
 // relay carries everything between agent and target until the program has ended.
 func (p *program) relay(ctx context.Context, s *sessionChannel) {
-	defer p.c.forget(p)
 	// 1. What the agent sends, with its end.
 	// 2. What the program writes. Both streams are read always: they share one window.
 	var output sync.WaitGroup
@@ -123,9 +123,8 @@ func (p *program) relay(ctx context.Context, s *sessionChannel) {
 	})
 	// 3. How it ended. The channel of requests is closed when the target closes its side.
 	exits := make(chan exit, 1)
-	closed := make(chan struct{})
 	p.c.tasks.Go(func() {
-		defer close(closed)
+		defer close(p.closed)
 		p.serveRequests(exits)
 	})
 
@@ -133,7 +132,7 @@ func (p *program) relay(ctx context.Context, s *sessionChannel) {
 	var ended exit
 	select {
 	case ended = <-exits:
-	case <-closed:
+	case <-p.closed:
 		select {
 		case ended = <-exits:
 		default:
@@ -174,7 +173,7 @@ func (p *program) relay(ctx context.Context, s *sessionChannel) {
 	}
 	_ = s.ch.CloseWrite()
 	select {
-	case <-closed:
+	case <-p.closed:
 	case <-s.gone:
 	}
 	_ = s.ch.Close()

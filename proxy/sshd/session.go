@@ -235,13 +235,18 @@ func (s *sessionChannel) start(ctx context.Context, r *ssh.Request) {
 		}
 		_ = pass.Completed(ctx, o)
 		s.refuse(r, "the target didn't start it (record: "+pass.RecordID().String()+")")
-		return
+	} else {
+		_ = r.Reply(true, nil)
+		if what.sftp {
+			p.files = &files{s: s}
+		}
+		p.relay(ctx, s)
+		p.c.forget(p)
 	}
-	_ = r.Reply(true, nil)
-	if what.sftp {
-		p.files = &files{s: s}
+	if p != nil {
+		// Until the target has closed its side, too, its channel takes memory here, and so the agent's place.
+		<-p.closed
 	}
-	p.relay(ctx, s)
 }
 
 // noTerminal says why something may not run on a terminal, or nil. OpenSSH's client shows no reason where the terminal itself is refused.
@@ -266,17 +271,23 @@ func (s *sessionChannel) refuse(r *ssh.Request, text string) {
 	_ = s.ch.Close()
 }
 
-// launch opens a channel at the target and asks for what was decided, byte for byte.
+// launch opens a channel at the target and asks for what was decided, byte for byte. Where that fails it returns the program, too, if there is a
+// channel to be closed.
 func (s *sessionChannel) launch(what start, pass Pass, rec *recording.Recorder) (*program, error) {
 	ch, requests, err := s.c.up.conn.OpenChannel("session", nil)
 	if err != nil {
 		return nil, err
 	}
-	p := &program{c: s.c, agent: s, ch: ch, requests: requests, pass: pass, rec: rec, ended: make(chan struct{}), told: make(chan queuedAfter, maxQueued+1)}
+	p := &program{
+		c: s.c, agent: s, ch: ch, requests: requests, pass: pass, rec: rec, ended: make(chan struct{}), closed: make(chan struct{}), told: make(chan queuedAfter, maxQueued+1),
+	}
 	fail := func(err error) (*program, error) {
 		_ = ch.Close()
-		s.c.tasks.Go(func() { ssh.DiscardRequests(requests) })
-		return nil, err
+		s.c.tasks.Go(func() {
+			ssh.DiscardRequests(requests)
+			close(p.closed)
+		})
+		return p, err
 	}
 	for _, v := range s.variables {
 		if _, err := ch.SendRequest("env", false, v.Payload); err != nil {
