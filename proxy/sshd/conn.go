@@ -72,7 +72,7 @@ func (e *Engine) greet(ctx context.Context, conn net.Conn, waiting *lobby.Guest)
 		}
 		e.cfg.Logger.DebugContext(ctx, "a connection ended before its session began", "target", e.name, "error", err)
 		if g.up != nil {
-			_ = g.up.conn.Close()
+			g.up.abandon()
 		}
 		if g.core != nil {
 			g.core.Close("error", err.Error())
@@ -107,6 +107,7 @@ func (g *greeting) run(ctx context.Context) (ssh.Conn, <-chan ssh.NewChannel, <-
 	g.nextStep(ctx)
 
 	// 2. The credential: before SSH in a preface, or as its password.
+	most := int64(startupBytes)
 	cfg := &ssh.ServerConfig{ServerVersion: "SSH-2.0-Deputy", MaxAuthTries: maxAuthTries}
 	if state.NegotiatedProtocol == preface.SSH {
 		credential, err := preface.Read(g.conn, preface.SSH)
@@ -123,6 +124,7 @@ func (g *greeting) run(ctx context.Context) (ssh.Conn, <-chan ssh.NewChannel, <-
 		cfg.NoClientAuth = true
 		cfg.NoClientAuthCallback = func(m ssh.ConnMetadata) (*ssh.Permissions, error) { return nil, banner(g.admit(ctx, m.User())) }
 	} else {
+		most += maxAuthTries * 2 * actor.MaxSize
 		cfg.PasswordCallback = func(m ssh.ConnMetadata, password []byte) (*ssh.Permissions, error) {
 			if err := g.open(ctx, string(password)); err != nil {
 				return nil, banner(err)
@@ -138,14 +140,16 @@ func (g *greeting) run(ctx context.Context) (ssh.Conn, <-chan ssh.NewChannel, <-
 
 	// 3. SSH, up to the account.
 	cfg.AddHostKey(g.e.host)
-	return g.handshake(cfg)
+	return g.handshake(cfg, most)
 }
 
-func (g *greeting) handshake(cfg *ssh.ServerConfig) (ssh.Conn, <-chan ssh.NewChannel, <-chan *ssh.Request, error) {
-	conn, channels, requests, err := ssh.NewServerConn(g.conn, cfg)
+func (g *greeting) handshake(cfg *ssh.ServerConfig, most int64) (ssh.Conn, <-chan ssh.NewChannel, <-chan *ssh.Request, error) {
+	start := newBrief(g.conn, most)
+	conn, channels, requests, err := ssh.NewServerConn(start, cfg)
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("SSH with the agent: %w", err)
 	}
+	start.begun.Store(true)
 	return conn, channels, requests, nil
 }
 
@@ -224,7 +228,7 @@ func (g *greeting) admit(ctx context.Context, user string) error {
 		return errors.New("the target can't be reached, or didn't accept the proxy; if it stays so, tell the operator of this proxy")
 	}
 	if err := pass.Completed(ctx, proxy.Outcome{Status: "ok", Command: "connect"}); err != nil {
-		_ = up.conn.Close()
+		up.abandon()
 		return forAgent(err, "the outcome couldn't be recorded")
 	}
 	g.account, g.up = account, up

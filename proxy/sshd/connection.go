@@ -58,10 +58,11 @@ func (c *connection) run(ctx context.Context) (reason, detail string) {
 	defer c.tasks.Wait()
 	defer cancel()
 	clientGone, upGone := make(chan error, 1), make(chan error, 1)
-	c.tasks.Go(func() { clientGone <- c.client.Wait() })
-	c.tasks.Go(func() { upGone <- c.up.conn.Wait() })
 	c.tasks.Go(func() { c.serveRequests(ctx) })
-	c.tasks.Go(func() { c.serveChannels(ctx) })
+	c.tasks.Go(func() {
+		c.serveChannels(ctx)
+		clientGone <- over(c.client)
+	})
 	// A target has nothing to ask of an agent: it may see whether the proxy lives, and opens no channels.
 	c.tasks.Go(func() {
 		for r := range c.up.requests {
@@ -72,6 +73,7 @@ func (c *connection) run(ctx context.Context) (reason, detail string) {
 		for n := range c.up.channels {
 			_ = n.Reject(ssh.Prohibited, "not opened here")
 		}
+		upGone <- over(c.up.conn)
 	})
 
 	var message string

@@ -14,6 +14,9 @@ func VerifyHost(u *Upstream, key ssh.PublicKey) error {
 	return u.verify(time.Now)("x:22", nil, key)
 }
 
+// Unblocks says whether what a connection keeps can be freed.
+func Unblocks(c ssh.Conn) bool { return packets(c) != nil }
+
 // ReadPreface reads a credential.
 func ReadPreface(r io.Reader) (string, error) { return preface.Read(r, preface.SSH) }
 

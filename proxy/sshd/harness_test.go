@@ -241,6 +241,7 @@ type testSession struct {
 	cancel context.CancelCauseFunc
 	conn   proxy.Connection
 	once   sync.Once
+	closed atomic.Bool
 }
 
 func (s *testSession) ID() string      { return s.id }
@@ -254,8 +255,12 @@ func (s *testSession) Chain() *actor.Chain {
 func (s *testSession) Context() context.Context { return s.ctx }
 func (s *testSession) Close(reason, detail string) {
 	s.once.Do(func() { s.l.add(event{kind: "closed", why: reason + " " + detail}) })
+	s.closed.Store(true)
 	s.cancel(nil)
 }
+
+// over says whether the engine has closed the session.
+func (s *testSession) over() bool { return s.closed.Load() }
 
 func (s *testSession) refuse(cmd proxy.Command, r *proxy.Refusal) *proxy.Refusal {
 	r.RecordID = "rec-refused"

@@ -217,7 +217,8 @@ func (e *Engine) dial(ctx context.Context, a Account, s Session) (*upstream, err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = raw.SetDeadline(time.Now()) })
 	defer stop()
-	conn, channels, requests, err := ssh.NewClientConn(raw, e.cfg.Upstream.Address, &ssh.ClientConfig{
+	start := newBrief(raw, startupBytes)
+	conn, channels, requests, err := ssh.NewClientConn(start, e.cfg.Upstream.Address, &ssh.ClientConfig{
 		User: a.Name, Auth: []ssh.AuthMethod{ssh.PublicKeys(signer)}, ClientVersion: "SSH-2.0-Deputy",
 		HostKeyCallback: e.cfg.Upstream.verify(e.cfg.Now), HostKeyAlgorithms: e.cfg.Upstream.algorithms(),
 	})
@@ -225,9 +226,14 @@ func (e *Engine) dial(ctx context.Context, a Account, s Session) (*upstream, err
 		_ = raw.Close()
 		return nil, fmt.Errorf("connecting to %s as %s: %w", e.name, a.Name, err)
 	}
+	start.begun.Store(true)
+	up := &upstream{conn, channels, requests}
 	if !stop() {
-		_ = conn.Close()
+		up.abandon()
 		return nil, fmt.Errorf("connecting to %s: %w", e.name, context.Cause(ctx))
 	}
-	return &upstream{conn, channels, requests}, nil
+	return up, nil
 }
+
+// abandon closes a connection that no agent has come to.
+func (u *upstream) abandon() { abandon(u.conn, u.channels, u.requests) }
