@@ -15,6 +15,6 @@
 //   - Handles are names of this package's own. An open file is read only where it was opened for reading, and written for writing.
 //   - What was read and written is counted, and is on record when the file is closed, and when the session ends before that.
 //
-// What is left: between the resolving and the act, somebody else at the host may put a link where there was a folder. The path of an opened
-// file is resolved again before the agent gets the file, so that such a change is mostly seen; docs/targets/ssh.md says what remains.
+// What is left: somebody else at the host may put a link where there was a folder. What opens or changes something is therefore resolved again
+// when its decision is durable, and an opened file before the agent gets it; docs/targets/ssh.md says what remains.
 package sftp

@@ -28,7 +28,7 @@ func (s *session) keep(h *handle) string {
 	return name
 }
 
-func (s *session) find(name string) *handle {
+func (s *session) file(name string) *handle {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.handles[name]

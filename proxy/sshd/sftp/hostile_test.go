@@ -66,6 +66,7 @@ func TestAPathThatMovesWhileItIsOpenedIsRefused(t *testing.T) {
 	s.begin(r)
 	go func() { r.send(packet(fxpOpen, uint32(7), "/open/file", forRead, noAttrs)) }()
 	s.name(s.request().id, "/open/file")
+	s.name(s.request().id, "/open/file")
 	open := s.request()
 	if open.kind != fxpOpen {
 		t.Fatalf("asked for %s", open)
@@ -83,6 +84,86 @@ func TestAPathThatMovesWhileItIsOpenedIsRefused(t *testing.T) {
 	if e := r.judge.one(t, "completed", "sftp-open"); e.out.Status != "error" || e.out.Code != "moved" {
 		t.Errorf("the outcome: %+v", e.out)
 	}
+}
+
+// A decision may take long. What a path leads to by then is what counts: nothing is done where it leads elsewhere.
+func TestAPathThatMovesWhileItIsDecidedIsRefused(t *testing.T) {
+	for name, c := range map[string]struct {
+		ask []byte
+		// paths are what the target is asked for, and says when it is asked first and, after the decision, again.
+		first, again []string
+	}{
+		"open":    {packet(fxpOpen, uint32(7), "/open/f", forWrite|create|truncate, noAttrs), []string{"/open/f"}, []string{"/shut/f"}},
+		"remove":  {packet(fxpRemove, uint32(7), "/open/f"), []string{"/open"}, []string{"/shut"}},
+		"mkdir":   {packet(fxpMkdir, uint32(7), "/open/f", noAttrs), []string{"/open"}, []string{"/shut"}},
+		"setstat": {packet(fxpSetstat, uint32(7), "/open/f", uint32(1), uint64(0)), []string{"/open/f"}, []string{"/shut/f"}},
+		"rename":  {packet(fxpRename, uint32(7), "/open/f", "/open/sub/g"), []string{"/open", "/open/sub"}, []string{"/open", "/shut"}},
+		"symlink": {packet(fxpSymlink, uint32(7), "/open/f", "/open/sub/g"), []string{"/open/sub", "/open/f"}, []string{"/open/sub", "/shut/f"}},
+		"replace": {packet(fxpExtended, uint32(7), posixRename, "/open/f", "/open/sub/g"), []string{"/open", "/open/sub"}, []string{"/shut"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, s := newScript(t)
+			s.begin(r)
+			r.judge.durable = func(sftp.Request) error {
+				r.judge.add(event{what: "durable"})
+				return nil
+			}
+			go func() { r.send(c.ask) }()
+			for _, path := range c.first {
+				s.name(s.request().id, path)
+			}
+			next := s.request()
+			if next.kind == fxpLstat { // whether a rename replaces something
+				s.say(packet(fxpStatus, next.id, uint32(fxNoSuchFile), "", ""))
+				next = s.request()
+			}
+			if len(r.judge.all("durable")) != 1 {
+				t.Error("it was resolved again before it was decided")
+			}
+			for i, path := range c.again {
+				if i > 0 {
+					next = s.request()
+				}
+				if next.kind != fxpRealpath {
+					t.Fatalf("asked for %s", next)
+				}
+				s.name(next.id, path)
+			}
+			if a := r.receive(); a.code() != fxDenied || !strings.Contains(a.text(), "leads somewhere else now (record: rec-refused)") {
+				t.Errorf("%s", a)
+			}
+			if e := r.judge.all("completed"); len(e) != 1 || e[0].out.Status != "not_sent" {
+				t.Errorf("the outcome: %+v", e)
+			}
+		})
+	}
+}
+
+// Where a target resolves nothing that isn't there, files can be made all the same.
+func TestATargetThatResolvesOnlyWhatIsThere(t *testing.T) {
+	r, s := newScript(t)
+	s.begin(r)
+	missing := func(want string) {
+		a := s.request()
+		if a.kind != fxpRealpath || a.text() != want {
+			t.Errorf("asked for %s", a)
+		}
+		s.say(packet(fxpStatus, a.id, uint32(fxNoSuchFile), "", ""))
+	}
+	go func() {
+		for range 2 { // before and after the decision
+			missing("/open/new")
+			s.name(s.request().id, "/open")
+			s.say(packet(fxpStatus, s.request().id, uint32(fxNoSuchFile), "", "")) // no link either
+		}
+		open := s.request()
+		if open.kind != fxpOpen || open.text() != "/open/new" {
+			t.Errorf("asked for %s", open)
+		}
+		s.say(packet(fxpHandle, open.id, "h"))
+		s.name(s.request().id, "/open/new")
+	}()
+	r.must(fxpHandle, fxpOpen, "/open/new", forWrite|create, noAttrs)
 }
 
 // A target that resolves a path to what can't be decided decides nothing.
@@ -128,8 +209,11 @@ func TestATargetThatDoesNotSpeakSFTPEndsTheSession(t *testing.T) {
 			go func() {
 				defer close(said)
 				for range 2 {
-					s.name(s.request().id, "/x")
-					s.say(packet(fxpHandle, s.request().id, "h"))
+					a := s.request()
+					for ; a.kind == fxpRealpath; a = s.request() {
+						s.name(a.id, "/x")
+					}
+					s.say(packet(fxpHandle, a.id, "h"))
 					s.name(s.request().id, "/x")
 				}
 				s.say(c.answer(s.request().id))
@@ -174,6 +258,7 @@ func TestRequestsUnderWayAreBounded(t *testing.T) {
 	r, s := newScript(t)
 	s.begin(r)
 	go func() {
+		s.name(s.request().id, "/x")
 		s.name(s.request().id, "/x")
 		s.say(packet(fxpHandle, s.request().id, "h"))
 		s.name(s.request().id, "/x")

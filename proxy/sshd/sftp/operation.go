@@ -11,6 +11,8 @@ import (
 type operation struct {
 	Request
 	forward request
+	// holds are the paths that must still lead where they were decided to lead when the target is asked.
+	holds []hold
 	// local is the answer where the target isn't asked any more.
 	local *reply
 	// opens is what the agent gets a handle of.
@@ -19,6 +21,12 @@ type operation struct {
 	lists *handle
 	// free is what needs no decision.
 	free bool
+}
+
+// hold is a canonical path. Where the name itself is acted on, its folder is what must hold.
+type hold struct {
+	path string
+	name bool
 }
 
 // serve does one request. The error ends the session.
@@ -70,8 +78,19 @@ func (s *session) perform(ctx context.Context, r request, op operation) error {
 		grant.Completed(ctx, Outcome{Status: "not_sent"})
 		return s.sendStatus(r.id, fxPermissionDenied, err.Error())
 	}
-	// 2. The act.
+	// 2. The act, if the paths lead where they led: a decision may take as long as a disk does.
 	var rep reply
+	if !op.ReadOnly && op.local == nil {
+		moved, err := s.moved(ctx, op.holds)
+		if err != nil {
+			grant.Completed(ctx, Outcome{Status: "not_sent"})
+			return err
+		}
+		if moved != "" {
+			grant.Completed(ctx, Outcome{Status: "not_sent", Code: "moved"})
+			return s.elsewhere(ctx, r, op, moved)
+		}
+	}
 	if op.local != nil {
 		rep = *op.local
 	} else if rep, err = s.ask(ctx, op.forward); err != nil {
@@ -119,23 +138,45 @@ func outcomeOf(rep reply) Outcome {
 	return Outcome{Status: "ok"}
 }
 
+// moved is a path that leads somewhere else than it did, or "".
+func (s *session) moved(ctx context.Context, holds []hold) (string, error) {
+	for _, h := range holds {
+		path := h.path
+		if h.name {
+			path, _ = split(path)
+		}
+		now, err := s.resolve(ctx, path)
+		var u *unclear
+		if err != nil && !errors.As(err, &u) {
+			return "", err
+		}
+		if err != nil || now.path != path {
+			return h.path, nil
+		}
+	}
+	return "", nil
+}
+
+// elsewhere refuses what was allowed, since a path has moved meanwhile.
+func (s *session) elsewhere(ctx context.Context, r request, op operation, path string) error {
+	reason := fmt.Sprintf("%q was changed while this was decided or done, and leads somewhere else now", path)
+	return s.sendStatus(r.id, fxPermissionDenied, s.decider.Refuse(ctx, op.Request, reason).Error())
+}
+
 // opened gives the agent a file that the target has opened, if its path still leads to where it was decided to lead.
 func (s *session) opened(ctx context.Context, r request, op operation, grant Grant, name string) error {
 	h := op.opens
-	now, st, err := s.realpath(ctx, h.path)
-	var u *unclear
-	if err != nil && !errors.As(err, &u) {
+	moved, err := s.moved(ctx, []hold{{path: h.path}})
+	if err == nil && moved != "" {
+		_, err = s.ask(ctx, request{kind: fxpClose, handle: name})
+	}
+	if err != nil {
 		grant.Completed(ctx, Outcome{Status: "cut"})
 		return err
 	}
-	if err != nil || st != nil || now != h.path {
-		if _, err := s.ask(ctx, request{kind: fxpClose, handle: name}); err != nil {
-			grant.Completed(ctx, Outcome{Status: "cut"})
-			return err
-		}
+	if moved != "" {
 		grant.Completed(ctx, Outcome{Status: "error", Code: "moved"})
-		return s.sendStatus(r.id, fxPermissionDenied,
-			s.decider.Refuse(ctx, op.Request, fmt.Sprintf("%q was changed while it was opened, and leads somewhere else now", h.path)).Error())
+		return s.elsewhere(ctx, r, op, moved)
 	}
 	h.target, h.grant = name, grant
 	return s.send(reply{kind: fxpHandle, handle: s.keep(h)}.encode(r.id))
@@ -143,7 +184,7 @@ func (s *session) opened(ctx context.Context, r request, op operation, grant Gra
 
 // transfer passes a read or a write of an open file on; relayAnswer takes the answer.
 func (s *session) transfer(ctx context.Context, r request) error {
-	h := s.find(r.handle)
+	h := s.file(r.handle)
 	switch {
 	case h == nil:
 		return s.refuse(ctx, r, "no open file has that handle")
@@ -167,7 +208,7 @@ func (s *session) transfer(ctx context.Context, r request) error {
 
 // close closes an open file, and puts on record what was done with it.
 func (s *session) close(ctx context.Context, r request) error {
-	h := s.find(r.handle)
+	h := s.file(r.handle)
 	if h == nil {
 		return s.refuse(ctx, r, "no open file has that handle")
 	}
@@ -187,21 +228,21 @@ func (s *session) plan(ctx context.Context, r request) (operation, error) {
 	case fxpOpen:
 		return s.planOpen(ctx, r)
 	case fxpOpendir:
-		op, err := s.planPath(ctx, r, s.resolve, List)
+		op, err := s.planPath(ctx, r, follow, List)
 		op.opens = &handle{path: op.forward.path, folder: true}
 		return op, s.room(err)
 	case fxpStat:
-		return s.planPath(ctx, r, s.resolve, Stat)
+		return s.planPath(ctx, r, follow, Stat)
 	case fxpLstat, fxpReadlink:
-		return s.planPath(ctx, r, s.resolveName, Stat)
+		return s.planPath(ctx, r, itself, Stat)
 	case fxpRemove, fxpRmdir:
-		return s.planPath(ctx, r, s.resolveName, Remove)
+		return s.planPath(ctx, r, itself, Remove)
 	case fxpMkdir:
 		var verbs []string
 		r.attrs, verbs = creation(r.attrs)
-		return s.planPath(ctx, r, s.resolveName, verbs...)
+		return s.planPath(ctx, r, itself, verbs...)
 	case fxpSetstat:
-		return s.planPath(ctx, r, s.resolve, change(r.attrs)...)
+		return s.planPath(ctx, r, follow, change(r.attrs)...)
 	case fxpRename:
 		return s.planRename(ctx, r)
 	case fxpSymlink:
@@ -217,9 +258,9 @@ func (s *session) plan(ctx context.Context, r request) (operation, error) {
 	case extHardlink:
 		return s.planHardlink(ctx, r)
 	case extStatvfs:
-		return s.planPath(ctx, r, s.resolve, Stat)
+		return s.planPath(ctx, r, follow, Stat)
 	case extLsetstat:
-		return s.planPath(ctx, r, s.resolveName, change(r.attrs)...)
+		return s.planPath(ctx, r, itself, change(r.attrs)...)
 	case extExpandPath:
 		return s.planRealpath(ctx, r)
 	case extFstatvfs, extFsync:

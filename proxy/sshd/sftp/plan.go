@@ -6,13 +6,27 @@ import (
 	"strings"
 )
 
+// What a request acts on: what a path leads to, or what stands there itself, be it a link.
+const (
+	follow = false
+	itself = true
+)
+
+// find resolves a path for either.
+func (s *session) find(ctx context.Context, path string, name bool) (place, error) {
+	if name {
+		return s.resolveName(ctx, path)
+	}
+	return s.resolve(ctx, path)
+}
+
 // planPath is a request about one path.
-func (s *session) planPath(ctx context.Context, r request, resolve func(context.Context, string) (place, error), verbs ...string) (operation, error) {
-	p, err := resolve(ctx, r.path)
+func (s *session) planPath(ctx context.Context, r request, name bool, verbs ...string) (operation, error) {
+	p, err := s.find(ctx, r.path, name)
 	if err != nil {
 		return operation{}, err
 	}
-	op := operation{Request: Request{Kind: r.what(), Text: text(r, p.path, r.path), ReadOnly: looks(verbs)}, forward: r}
+	op := operation{Request: Request{Kind: r.what(), Text: text(r, p.path, r.path), ReadOnly: looks(verbs)}, forward: r, holds: []hold{{p.path, name}}}
 	op.forward.path = p.path
 	for _, v := range verbs {
 		op.Access = append(op.Access, Access{v, p.path})
@@ -72,16 +86,16 @@ func (s *session) planOpen(ctx context.Context, r request) (operation, error) {
 	} else {
 		r.attrs = attrs{}
 	}
-	resolve := s.resolve
+	name := follow
 	switch {
 	case !h.read && !h.write:
 		return operation{}, unclearf("%q would be opened neither for reading nor for writing", clip(r.path))
 	case r.flags&openNew != 0 && r.flags&openCreate == 0:
 		return operation{}, unclearf("%q would have to be new and isn't created", clip(r.path))
 	case r.flags&openNew != 0:
-		resolve = s.resolveName // what must be new is no link to something
+		name = itself // what must be new is no link to something
 	}
-	op, err := s.planPath(ctx, r, resolve, verbs...)
+	op, err := s.planPath(ctx, r, name, verbs...)
 	if err != nil {
 		return op, err
 	}
@@ -102,7 +116,7 @@ func (s *session) planOpen(ctx context.Context, r request) (operation, error) {
 // planRename decides both names. What is replaced is removed, so that takes another action; onto nothing, a rename is asked for that replaces
 // nothing.
 func (s *session) planRename(ctx context.Context, r request) (operation, error) {
-	op, err := s.planPath(ctx, r, s.resolveName, Rename)
+	op, err := s.planPath(ctx, r, itself, Rename)
 	if err != nil {
 		return op, err
 	}
@@ -113,6 +127,7 @@ func (s *session) planRename(ctx context.Context, r request) (operation, error) 
 	op.forward.to = to.path
 	op.Text += " to " + quoted(to.path, r.to)
 	op.Access = append(op.Access, Access{Rename, to.path})
+	op.holds = append(op.holds, hold{to.path, itself})
 	op.unless(to)
 	if r.kind == fxpRename || op.local != nil {
 		return op, nil
@@ -139,7 +154,7 @@ func quoted(path, asked string) string {
 
 // planHardlink decides both names: a file gets another one, under which other rules hold. A link is followed here, as some systems do.
 func (s *session) planHardlink(ctx context.Context, r request) (operation, error) {
-	op, err := s.planPath(ctx, r, s.resolve, Link)
+	op, err := s.planPath(ctx, r, follow, Link)
 	if err != nil {
 		return op, err
 	}
@@ -150,6 +165,7 @@ func (s *session) planHardlink(ctx context.Context, r request) (operation, error
 	op.forward.to = to.path
 	op.Text += " also as " + quoted(to.path, r.to)
 	op.Access = append(op.Access, Access{Link, to.path})
+	op.holds = append(op.holds, hold{to.path, itself})
 	op.unless(to)
 	return op, nil
 }
@@ -182,6 +198,7 @@ func (s *session) planSymlink(ctx context.Context, r request) (operation, error)
 			Access: []Access{{Link, at.path}, {Link, to.path}},
 		},
 		forward: request{kind: fxpSymlink, path: r.path, to: at.path},
+		holds:   []hold{{at.path, itself}, {to.path, follow}},
 	}
 	if hasUp(r.path) {
 		op.forward.path = to.path
@@ -226,7 +243,7 @@ func (s *session) planRealpath(ctx context.Context, r request) (operation, error
 
 // planHandle is a request about an open file or folder.
 func (s *session) planHandle(r request) (operation, error) {
-	h := s.find(r.handle)
+	h := s.file(r.handle)
 	if h == nil {
 		return operation{}, unclearf("no open file has that handle")
 	}

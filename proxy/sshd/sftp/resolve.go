@@ -83,6 +83,9 @@ func (s *session) resolve(ctx context.Context, path string) (place, error) {
 		if err := actor.CheckPath(whole); err != nil {
 			return place{}, unclearf("the target resolves the path to something that can't be decided: %v", err)
 		}
+		if first.code == fxNoSuchFile && strings.LastIndexByte(rest, '/') == 0 {
+			return place{path: whole}, nil // the last name alone is missing: it may be made
+		}
 		return place{path: whole, missing: first}, nil
 	}
 	return place{}, unclearf("%q can't be resolved (%s)", clip(path), first.name())
