@@ -147,10 +147,12 @@ func (s *session) moved(ctx context.Context, holds []hold) (string, error) {
 		}
 		now, err := s.resolve(ctx, path)
 		var u *unclear
-		if err != nil && !errors.As(err, &u) {
+		switch {
+		case errors.As(err, &u):
+			return h.path, nil
+		case err != nil:
 			return "", err
-		}
-		if err != nil || now.path != path {
+		case now.path != path:
 			return h.path, nil
 		}
 	}
