@@ -66,6 +66,21 @@ func TestHTTPRequestsCarryTheChain(t *testing.T) {
 			t.Errorf("nginx was told %s %v", payload, err)
 		}
 	})
+	t.Run("a masked one", func(t *testing.T) {
+		if err := os.Mkdir(filepath.Join(site.Files, "customers"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		site.Write("customers/1.json", []byte(`{"email":"ada@example.com","accounts":[{"iban":"DE0012345678"}]}`))
+		site.Write("customers/1.txt", []byte(`ada@example.com`))
+		r := alice.Run(t, onService, "sh", "-c", curl+`"$DEPUTY_URL_BILLING/customers/1.json" && `+curl+`-w '\n%{http_code}' "$DEPUTY_URL_BILLING/customers/1.txt"`)
+		if !strings.HasPrefix(r.Stdout, `{"email":"a***@example.com","accounts":[{"iban":"****5678"}]}`) || !strings.HasSuffix(r.Stdout, "\n502") || strings.Contains(r.Stdout, "ada") {
+			t.Errorf("%s", r)
+		}
+		rec := m.AwaitRecord(t, "proxy", "the decision", request("GET /customers/1.json"))
+		if out := m.Outcome(t, rec.ID).Event.(*audit.Completed); len(out.Masked) != 2 || out.Masked[1].Column != "$.email" || out.Masked[1].Values != 1 {
+			t.Errorf("the outcome: %+v", out)
+		}
+	})
 	t.Run("a refused one", func(t *testing.T) {
 		r := alice.Run(t, onService, "sh", "-c", curl+`-X DELETE -w '\n%{http_code}' "$DEPUTY_URL_BILLING/v1/invoices/7"`)
 		if r.Code != 0 || !strings.HasSuffix(r.Stdout, "\n403") {

@@ -23,6 +23,9 @@ func (s *Set) MaskedTables(target string) []MaskedTable {
 			continue
 		}
 		for _, m := range r.obligations.Masks {
+			if m.Path != "" {
+				continue
+			}
 			t := MaskedTable{Schema: m.Schema, Table: m.Table}
 			if !slices.Contains(out, t) {
 				out = append(out, t)

@@ -34,16 +34,21 @@ func (m Masker) String() string {
 	return fmt.Sprintf("masker(%d)", int(m))
 }
 
-// MaskRule hides one column. An empty Schema means the table of that name in every schema.
+// MaskRule hides one column, or what a path leads to in a JSON answer. An empty Schema means the table of that name in every schema.
 type MaskRule struct {
 	Schema, Table, Column string
-	Masker                Masker
+	// Path leads to members of a JSON text, such as $.customer.email, $.items[*].iban or $..email; then there is no table and no column.
+	Path   string
+	Masker Masker
 	// Filter allows the column in filters, joins, groups and orders too. Without it a masked column may
 	// only be a plain output column.
 	Filter bool
 }
 
 func (m MaskRule) String() string {
+	if m.Path != "" {
+		return m.Path + "=" + m.Masker.String()
+	}
 	s := m.Table + "." + m.Column + "=" + m.Masker.String()
 	if m.Schema != "" {
 		s = m.Schema + "." + s
@@ -75,7 +80,7 @@ func (r Recording) String() string {
 
 // Obligations are what the engine must do with an allowed command.
 type Obligations struct {
-	// Masks holds at most one rule per (schema, table, column), sorted.
+	// Masks holds at most one rule per (schema, table, column) or path, sorted.
 	Masks []MaskRule
 	// MaxRows is the largest number of rows that may be returned; 0 is no limit.
 	MaxRows uint64
@@ -121,7 +126,7 @@ func mergeMasks(a, b []MaskRule) []MaskRule {
 	merged := out[:1]
 	for _, m := range out[1:] {
 		last := &merged[len(merged)-1]
-		if m.Schema == last.Schema && m.Table == last.Table && m.Column == last.Column {
+		if compareMasks(m, *last) == 0 {
 			*last = stricter(*last, m)
 			continue
 		}
@@ -131,7 +136,7 @@ func mergeMasks(a, b []MaskRule) []MaskRule {
 }
 
 func compareMasks(a, b MaskRule) int {
-	return cmp.Or(cmp.Compare(a.Schema, b.Schema), cmp.Compare(a.Table, b.Table), cmp.Compare(a.Column, b.Column))
+	return cmp.Or(cmp.Compare(a.Schema, b.Schema), cmp.Compare(a.Table, b.Table), cmp.Compare(a.Column, b.Column), cmp.Compare(a.Path, b.Path))
 }
 
 func stricter(a, b MaskRule) MaskRule {
@@ -184,6 +189,9 @@ func compileAnnotations(permit bool, annotations map[string]string) (Obligations
 
 var idPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
+// ParseMasks reads what stands in @mask.
+func ParseMasks(value string) ([]MaskRule, error) { return parseMasks(value) }
+
 func parseMasks(value string) ([]MaskRule, error) {
 	items := strings.Split(value, ",")
 	if len(items) > maxMaskItems {
@@ -191,9 +199,19 @@ func parseMasks(value string) ([]MaskRule, error) {
 	}
 	var out []MaskRule
 	for _, item := range items {
+		if rule, isPath, err := parsePathMask(strings.TrimSpace(item)); isPath {
+			if err != nil {
+				return nil, fmt.Errorf("@mask(%q): %w", value, err)
+			}
+			if slices.ContainsFunc(out, func(o MaskRule) bool { return o.Path == rule.Path }) {
+				return nil, fmt.Errorf("@mask(%q): %s stands there twice", value, rule.Path)
+			}
+			out = append(out, rule)
+			continue
+		}
 		m := maskItem.FindStringSubmatch(strings.TrimSpace(item))
 		if m == nil {
-			return nil, fmt.Errorf("@mask(%q): %q should read [schema.]table.column=masker[+filter]", value, strings.TrimSpace(item))
+			return nil, fmt.Errorf("@mask(%q): %q should read [schema.]table.column=masker[+filter], or $.path=masker for JSON", value, strings.TrimSpace(item))
 		}
 		masker, ok := maskerNames[m[4]]
 		if !ok {

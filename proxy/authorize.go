@@ -120,6 +120,13 @@ func (s *Session) decide(v *verified, cmd Command, now time.Time) verdict {
 		out.obligations.MaxRows = n
 	}
 
+	for _, m := range out.obligations.Masks {
+		if m.Path != "" && cmd.Ops[0].Resource.Kind != policy.KindEndpoint {
+			out.refusal = &Refusal{Class: ClassUndecided, Reason: "the policy masks members of JSON, and this target's answers have none", Policy: strings.Join(out.policies, ", ")}
+			return out
+		}
+	}
+
 	// 4. The engine: whether the command can be carried out under these obligations.
 	if cmd.Check != nil {
 		if err := cmd.Check(out.obligations); err != nil {

@@ -86,7 +86,7 @@ http {
     ssl_certificate @CERT@;
     ssl_certificate_key @KEY@;
     if ($http_authorization != "Bearer @TOKEN@") { return 401; }
-    location / { root @DIR@/files; }
+    location / { root @DIR@/files; types { application/json json; text/plain txt; } }
     location /v1/ {
       default_type application/json;
       return 200 '{"method":"$request_method","uri":"$request_uri"}\n';

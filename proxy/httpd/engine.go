@@ -2,6 +2,7 @@ package httpd
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/deputymesh/deputy/actor"
+	"github.com/deputymesh/deputy/internal/mask"
 	"github.com/deputymesh/deputy/internal/target"
 	"github.com/deputymesh/deputy/proxy"
 	"github.com/deputymesh/deputy/proxy/internal/hop"
@@ -64,6 +66,7 @@ type Engine struct {
 	cfg   Config
 	hop   *hop.Hop
 	relay *httputil.ReverseProxy
+	keyed *mask.Keyed // its key lives as long as the engine
 }
 
 // New checks the configuration and makes an engine. It connects to nothing yet.
@@ -81,7 +84,13 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	e := &Engine{cfg: cfg, hop: h}
+	key := make([]byte, mask.MinKey)
+	rand.Read(key)
+	keyed, err := mask.New(key)
+	if err != nil {
+		return nil, fmt.Errorf("making the HTTP engine: %w", err)
+	}
+	e := &Engine{cfg: cfg, hop: h, keyed: keyed}
 	e.relay = newRelay(e)
 	return e, nil
 }

@@ -219,7 +219,7 @@ func TestRefusalsSpeakHTTP(t *testing.T) {
 	t.Run("a mask that can't be put on", func(t *testing.T) {
 		r.set(func() { r.ob = policy.Obligations{Masks: []policy.MaskRule{{}}} })
 		defer r.set(func() { r.ob = policy.Obligations{} })
-		if a, text := r.do("GET", "/masked", nil); a.StatusCode != 403 || !strings.Contains(text, "asks for masks") {
+		if a, text := r.do("GET", "/masked", nil); a.StatusCode != 403 || !strings.Contains(text, "masks a table's column") {
 			t.Errorf("%d %s", a.StatusCode, text)
 		}
 	})

@@ -43,6 +43,7 @@ type ledger struct {
 	allow    func(proxy.Command) bool // guarded by mu, as is what follows
 	ob       policy.Obligations
 	durable  func(context.Context) error
+	outcome  func(proxy.Outcome) error
 	events   []event
 	sessions []*testSession
 	counts   map[string]int
@@ -213,8 +214,15 @@ func (p *testPass) Use() error {
 }
 
 func (p *testPass) Completed(_ context.Context, o proxy.Outcome) error {
-	if !p.done.Swap(true) {
-		p.s.l.add(event{kind: "completed", cmd: p.cmd, out: o})
+	if p.done.Swap(true) {
+		return nil
+	}
+	p.s.l.add(event{kind: "completed", cmd: p.cmd, out: o})
+	p.s.l.mu.Lock()
+	outcome := p.s.l.outcome
+	p.s.l.mu.Unlock()
+	if outcome != nil {
+		return outcome(o)
 	}
 	return nil
 }

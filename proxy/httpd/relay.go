@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/deputymesh/deputy/actor"
+	"github.com/deputymesh/deputy/audit"
 	"github.com/deputymesh/deputy/proxy"
 	"github.com/deputymesh/deputy/proxy/internal/hop"
 )
@@ -30,10 +32,13 @@ type exchange struct {
 	pass    hop.Pass
 	chain   string // what the service is told about the chain
 
-	status int
-	bytes  atomic.Int64 // to the agent
-	sent   atomic.Int64 // to the target
-	failed error        // there is no answer of the target's
+	status   int
+	bytes    atomic.Int64 // to the agent
+	sent     atomic.Int64 // to the target
+	received atomic.Int64 // of a masked answer, from the target
+	masked   []audit.MaskedCount
+	masking  chan struct{} // closed when nothing more is masked; nil where nothing is
+	failed   error         // there is no answer of the target's
 }
 
 type exchangeKey struct{}
@@ -90,14 +95,20 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		err = pass.Use()
 	}
 	if err != nil {
-		e.complete(ctx, x, "not_sent")
+		_ = e.complete(ctx, x, "not_sent")
 		e.hop.Refuse(w, r, err)
 		return
 	}
 
 	// 4. The effect, and its outcome: "cut" unless the answer went through to its end.
 	status := "cut"
-	defer func() { e.complete(ctx, x, status) }()
+	defer func() {
+		if x.masking != nil {
+			cancel()
+			<-x.masking
+		}
+		_ = e.complete(ctx, x, status)
+	}()
 	w.Header().Set("Deputy-Record", pass.RecordID().String())
 	e.relay.ServeHTTP(w, r.WithContext(ctx))
 	switch {
@@ -109,14 +120,16 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (e *Engine) complete(ctx context.Context, x *exchange, status string) {
-	o := proxy.Outcome{Status: status, Sent: x.sent.Load(), Bytes: x.bytes.Load()}
+func (e *Engine) complete(ctx context.Context, x *exchange, status string) error {
+	o := proxy.Outcome{Status: status, Sent: x.sent.Load(), Bytes: x.bytes.Load(), Masked: x.masked}
 	if x.status != 0 {
 		o.Command, o.Code = "HTTP "+itoa(x.status), itoa(x.status)
 	}
-	if err := x.pass.Completed(context.WithoutCancel(ctx), o); err != nil {
+	err := x.pass.Completed(context.WithoutCancel(ctx), o)
+	if err != nil {
 		e.cfg.Logger.ErrorContext(ctx, "an outcome couldn't be recorded", "error", err)
 	}
+	return err
 }
 
 // newRelay makes what sends allowed requests on.
@@ -127,7 +140,7 @@ func newRelay(e *Engine) *httputil.ReverseProxy {
 		ModifyResponse: e.answered,
 		ErrorHandler:   e.unanswered,
 		BufferPool:     &buffers{},
-		ErrorLog:       nil,
+		ErrorLog:       slog.NewLogLogger(e.cfg.Logger.Handler(), slog.LevelDebug),
 	}
 }
 
@@ -140,6 +153,9 @@ func (e *Engine) rewrite(p *httputil.ProxyRequest) {
 	p.Out.Trailer = nil
 	e.hop.Clean(p.Out.Header, x.account)
 	p.Out.Header.Set(chainHeader, x.chain)
+	if len(x.pass.Obligations().Masks) > 0 {
+		unmasked(p.Out.Header)
+	}
 	if p.Out.Body != nil && p.Out.Body != http.NoBody {
 		p.Out.Body = counted{p.Out.Body, &x.sent}
 	}
@@ -171,6 +187,11 @@ func (e *Engine) answered(r *http.Response) error {
 		r.Body = countedBoth{rw, x}
 		return nil
 	}
+	if len(x.pass.Obligations().Masks) > 0 {
+		if err := e.maskAnswer(r, x); err != nil {
+			return err
+		}
+	}
 	r.Body = counted{r.Body, &x.bytes}
 	return nil
 }
@@ -187,6 +208,9 @@ func (e *Engine) unanswered(w http.ResponseWriter, r *http.Request, err error) {
 		e.cfg.Logger.ErrorContext(r.Context(), "the target gave no answer", "target", e.hop.Name(), "account", x.account.Name, "error", err)
 	}
 	reason := "the target can't be reached, or broke off; if it stays so, tell the operator of this proxy"
+	if errors.Is(err, errWithheld) {
+		reason = err.Error()
+	}
 	if errors.Is(err, errSignIn) {
 		reason = "the target didn't accept the proxy's own credential; tell the operator of this proxy"
 	}

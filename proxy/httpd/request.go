@@ -91,7 +91,7 @@ func (e *Engine) parse(r *http.Request) (request, *proxy.Objection) {
 	out.query = canonical
 
 	// 3. What is more than a method.
-	check := bytesOnly
+	check := jsonOnly
 	if upgrade := r.Header.Values("Upgrade"); len(upgrade) > 0 {
 		if len(upgrade) != 1 || !strings.EqualFold(upgrade[0], "websocket") || r.Method != http.MethodGet || r.ContentLength != 0 {
 			return unsupported("a request can leave HTTP for a WebSocket only")
@@ -101,7 +101,7 @@ func (e *Engine) parse(r *http.Request) (request, *proxy.Objection) {
 		if r.Method != http.MethodPost || r.ProtoMajor != 2 {
 			return malformed("gRPC is POST over HTTP/2")
 		}
-		out.verb = "grpc"
+		out.verb, check = "grpc", bytesOnly
 	}
 	out.cmd.Kind = out.verb
 	out.cmd.Text, out.cmd.Scrubbed = r.Method+" "+out.uri(), r.Method+" "+out.path
@@ -169,7 +169,7 @@ func decodeQuery(raw string) (keys []string, canonical string, err error) {
 // bytesOnly refuses obligations that nothing here can carry out.
 func bytesOnly(o policy.Obligations) error {
 	if len(o.Masks) > 0 || o.MaxRows > 0 {
-		return &proxy.Objection{Class: hop.ClassUnsupported, Reason: "the policy asks for masks or a limit of rows, and this version finds neither columns nor rows in an HTTP answer"}
+		return &proxy.Objection{Class: hop.ClassUnsupported, Reason: "the policy asks for masks or a limit of rows, and what is said in gRPC or on a WebSocket has neither members nor rows here"}
 	}
 	return nil
 }
