@@ -101,15 +101,20 @@ func (g *greeting) run(ctx context.Context) (ssh.Conn, <-chan ssh.NewChannel, <-
 	if len(state.PeerCertificates) == 0 || len(state.PeerCertificates[0].URIs) != 1 {
 		return nil, nil, nil, errors.New("TLS with the agent: no SVID")
 	}
-	if g.e.room.Recognise(g.waiting, state.PeerCertificates[0].URIs[0].String()) {
+	if g.e.room.Recognise(g.waiting, g.agent()) {
 		g.e.cfg.Core.Count("too_many_waiting")
 	}
 	g.nextStep(ctx)
+	stranger := state.NegotiatedProtocol != preface.SSH
+	if !g.e.broken.mayTry(g.agent(), stranger) {
+		g.e.cfg.Core.Count("broken_handshakes")
+		return nil, nil, nil, errors.New("this agent has broken too many handshakes")
+	}
 
 	// 2. The credential: before SSH in a preface, or as its password.
 	most := int64(startupBytes)
 	cfg := &ssh.ServerConfig{ServerVersion: "SSH-2.0-Deputy", MaxAuthTries: maxAuthTries}
-	if state.NegotiatedProtocol == preface.SSH {
+	if !stranger {
 		credential, err := preface.Read(g.conn, preface.SSH)
 		if err != nil {
 			return nil, nil, nil, fmt.Errorf("the preface: %w", err)
@@ -147,6 +152,9 @@ func (g *greeting) handshake(cfg *ssh.ServerConfig, most int64) (ssh.Conn, <-cha
 	start := newBrief(g.conn, most)
 	conn, channels, requests, err := ssh.NewServerConn(start, cfg)
 	if err != nil {
+		if start.leaves() {
+			g.e.broken.byAgent(g.agent(), g.conn.ConnectionState().NegotiatedProtocol != preface.SSH)
+		}
 		return nil, nil, nil, fmt.Errorf("SSH with the agent: %w", err)
 	}
 	start.begun.Store(true)
@@ -156,6 +164,11 @@ func (g *greeting) handshake(cfg *ssh.ServerConfig, most int64) (ssh.Conn, <-cha
 // welcome is what a preface is answered with.
 func welcome(session string, host ssh.PublicKey) string {
 	return session + "\n" + string(ssh.MarshalAuthorizedKey(host))
+}
+
+// agent is the SPIFFE ID of the peer, after its TLS handshake.
+func (g *greeting) agent() string {
+	return g.conn.ConnectionState().PeerCertificates[0].URIs[0].String()
 }
 
 // banner shows the agent why it isn't let in: SSH's own answer gives no reason.

@@ -75,10 +75,11 @@ type Engine struct {
 	tls  *tls.Config
 	name string
 	// host is the engine's own host key. It lives as long as the engine: what proves the proxy is TLS, and the key is told inside it.
-	host  ssh.Signer
-	room  lobby.Room
-	slots chan struct{} // of sessions
-	seats seats
+	host   ssh.Signer
+	room   lobby.Room
+	slots  chan struct{} // of sessions
+	seats  seats
+	broken *broken
 }
 
 // New checks the configuration and makes an engine. It connects to nothing yet.
@@ -91,7 +92,7 @@ func New(cfg Config) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making the SSH engine's host key: %w", err)
 	}
-	e := &Engine{cfg: cfg, name: targetName(cfg.Target), slots: make(chan struct{}, cfg.MaxConnections)}
+	e := &Engine{cfg: cfg, name: targetName(cfg.Target), slots: make(chan struct{}, cfg.MaxConnections), broken: newBroken()}
 	if e.host, err = ssh.NewSignerFromKey(key); err != nil {
 		return nil, fmt.Errorf("making the SSH engine's host key: %w", err)
 	}

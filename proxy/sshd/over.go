@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"golang.org/x/crypto/ssh"
@@ -75,12 +76,15 @@ var errLongStartup = errors.New("it sends too much before its session begins")
 // (see packets), so that it must be little.
 type brief struct {
 	net.Conn
-	left  atomic.Int64
-	begun atomic.Bool
+	left   atomic.Int64
+	begun  atomic.Bool
+	writes atomic.Int64
+	once   sync.Once
+	read   chan struct{} // closed when nothing more is read
 }
 
 func newBrief(conn net.Conn, most int64) *brief {
-	b := &brief{Conn: conn}
+	b := &brief{Conn: conn, read: make(chan struct{})}
 	b.left.Store(most)
 	return b
 }
@@ -91,7 +95,31 @@ func (b *brief) Read(p []byte) (int, error) {
 	}
 	n, err := b.Conn.Read(p)
 	if b.left.Add(int64(-n)) < 0 && !b.begun.Load() {
-		return 0, errLongStartup
+		n, err = 0, errLongStartup
+	}
+	if err != nil {
+		b.once.Do(func() { close(b.read) })
 	}
 	return n, err
+}
+
+func (b *brief) Write(p []byte) (int, error) {
+	b.writes.Add(1)
+	return b.Conn.Write(p)
+}
+
+// leaves says, of a handshake that failed, whether the library's reader stays behind. There is one once more than the version was written.
+func (b *brief) leaves() bool {
+	_ = b.Conn.Close()
+	if b.writes.Load() < 2 {
+		return false
+	}
+	late := time.NewTimer(leavesWithin)
+	defer late.Stop()
+	select {
+	case <-b.read:
+		return false
+	case <-late.C:
+		return true
+	}
 }

@@ -2,15 +2,19 @@ package sshd_test
 
 import (
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/crypto/ssh"
 
+	"github.com/deputymesh/deputy/internal/testssh"
 	"github.com/deputymesh/deputy/proxy"
 	"github.com/deputymesh/deputy/proxy/sshd"
 )
@@ -326,4 +330,91 @@ func TestAStartupIsBrief(t *testing.T) {
 		}
 	}
 	w.ledger.await(t, "closed", "too much")
+}
+
+// breakOff leaves a handshake at a wrong packet with more behind it.
+func breakOff(c *raw) {
+	for range 60 {
+		if c.send(message(200, strings.Repeat("x", 100))) != nil {
+			return
+		}
+	}
+}
+
+// What a broken handshake leaves behind stays, so that nobody may break many; and nobody else is held to it.
+func TestNobodyBreaksManyHandshakes(t *testing.T) {
+	w := newWorld(t, ops)
+	tried := func(cfg *tls.Config) (begun bool) {
+		conn, err := tls.Dial("tcp", w.addr, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+		c, err := rawSSH(conn, nil)
+		if err != nil {
+			return false
+		}
+		breakOff(c)
+		_, _ = io.Copy(io.Discard, conn)
+		return true
+	}
+	n := 0
+	for n < 100 && tried(w.tls()) {
+		n++
+	}
+	if n < 8 || n == 100 {
+		t.Errorf("an agent broke %d handshakes", n)
+	}
+	if _, _, err := present(w.addr, w.tls(preface), goodCredential); err == nil {
+		t.Error("it goes on with a preface")
+	}
+	// A child counts with its parent, another agent by itself.
+	of := func(id string) *tls.Config {
+		svid, cfg := w.ca.SVID(spiffeid.RequireFromString(id)), w.tls()
+		cfg.Certificates = []tls.Certificate{{Certificate: [][]byte{svid.Certificates[0].Raw}, PrivateKey: svid.PrivateKey}}
+		return cfg
+	}
+	if tried(of(agentID + "/child/" + strings.Repeat("0", 32))) {
+		t.Error("its child goes on")
+	}
+	if !tried(of("spiffe://mesh.test/agent/planner/" + strings.Repeat("1", 32))) {
+		t.Error("another agent is refused")
+	}
+}
+
+func TestATargetBreaksFewHandshakes(t *testing.T) {
+	host := signer(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	var tried atomic.Int64
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			tried.Add(1)
+			go func() {
+				defer conn.Close()
+				if c, err := rawSSH(conn, host); err == nil {
+					breakOff(c)
+					_, _ = io.Copy(io.Discard, conn)
+				}
+			}()
+		}
+	}()
+	account := &testssh.Server{Account: "app", UserKey: signer(t), HostKey: host.PublicKey()}
+	w := worldOf(t, account, ops, func(c *sshd.Config) { c.Upstream.Address = l.Addr().String() })
+	for range 60 {
+		if _, said, err := w.dial(sshd.AnyAccount, goodCredential); err == nil || !strings.Contains(said, "the target can't be reached") {
+			t.Fatalf("%v: %s", err, said)
+		}
+	}
+	if n := tried.Load(); n < 16 || n == 60 {
+		t.Errorf("the target was tried %d times", n)
+	}
 }

@@ -209,6 +209,9 @@ func (e *Engine) dial(ctx context.Context, a Account, s Session) (*upstream, err
 	if err != nil {
 		return nil, err
 	}
+	if e.broken.target.Tokens() < 1 {
+		return nil, fmt.Errorf("connecting to %s: it has broken too many handshakes; it is tried again in a minute", e.name)
+	}
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	raw, err := e.cfg.Upstream.Dial(ctx, "tcp", e.cfg.Upstream.Address)
@@ -223,7 +226,9 @@ func (e *Engine) dial(ctx context.Context, a Account, s Session) (*upstream, err
 		HostKeyCallback: e.cfg.Upstream.verify(e.cfg.Now), HostKeyAlgorithms: e.cfg.Upstream.algorithms(),
 	})
 	if err != nil {
-		_ = raw.Close()
+		if start.leaves() {
+			e.broken.target.Allow()
+		}
 		return nil, fmt.Errorf("connecting to %s as %s: %w", e.name, a.Name, err)
 	}
 	start.begun.Store(true)
