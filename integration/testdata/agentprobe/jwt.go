@@ -53,6 +53,24 @@ func jwt(ctx context.Context, args []string) error {
 		return errors.New("a JWT-SVID for another was validated")
 	}
 
+	// Programs ask for each request that they send; the issuer is asked once.
+	for range 100 {
+		again, err := source.FetchJWTSVID(ctx, jwtsvid.Params{Audience: api, ExtraAudiences: []string{"reports"}})
+		if err != nil {
+			return err
+		}
+		if again.Marshal() != mine.Marshal() {
+			return errors.New("another JWT-SVID for the same audiences, at once")
+		}
+	}
+	other, err := source.FetchJWTSVID(ctx, jwtsvid.Params{Audience: "reports", ExtraAudiences: []string{api + "/other"}})
+	if err != nil {
+		return err
+	}
+	if d := strings.Join(other.Audience, " "); d != "reports "+api+"/other" {
+		return fmt.Errorf("asked for others, got one for %s", d)
+	}
+
 	names := args[1:]
 	if own := x509.ID.String(); strings.Count(own, "/") > 5 {
 		names = append(names, own[:strings.LastIndex(own[:strings.LastIndex(own, "/")], "/")])
