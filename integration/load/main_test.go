@@ -29,6 +29,7 @@ var parts = []struct {
 	{"exchange", measureExchanges},
 	{"spawn", measureSpawn},
 	{"memory", measureMemory},
+	{"ssh", measureSSH},
 }
 
 // TestMain makes the binary the programs that it measures as well.
