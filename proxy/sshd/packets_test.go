@@ -158,7 +158,7 @@ func TestATargetThatSendsWhatItLikesBreaksNothing(t *testing.T) {
 				}
 			} else {
 				w.ledger.await(t, "forwarded", "true")
-				time.Sleep(100 * time.Millisecond)
+				time.Sleep(100 * time.Millisecond) // nothing tells when it is stuck; without this it might not be yet
 			}
 			began := time.Now()
 			w.ledger.last().cancel(&proxy.Ended{Class: proxy.ClassRevoked, Reason: "revoked"})
