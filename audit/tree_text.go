@@ -249,6 +249,14 @@ func outcome(c *TreeCommand) string {
 	if o.Affected > 0 {
 		text += ", " + counted(o.Affected, "row") + " changed"
 	}
+	if strings.HasPrefix(c.Decision.Action, "ssh:sftp-") { // of a file
+		if o.BytesOut > 0 {
+			text += ", " + counted(o.BytesOut, "byte") + " read"
+		}
+		if o.BytesIn > 0 {
+			text += ", " + counted(o.BytesIn, "byte") + " written"
+		}
+	}
 	if o.Limit != "" {
 		text += ", cut by " + printable(o.Limit)
 	}

@@ -56,6 +56,13 @@ func TestSFTPIsDecidedPerFile(t *testing.T) {
 		if out := m.Outcome(t, rec.ID).Event.(*audit.Completed); out.Status != "ok" || out.BytesIn != int64(len(text)) || out.BytesOut != 0 {
 			t.Errorf("the outcome of writing: %+v", out)
 		}
+		// A person sees it, too.
+		shown := m.Show(t, rec.Chain.Txn)
+		for _, part := range []string{"ssh:sftp-read on web: " + from, "500000 bytes read", "ssh:sftp-write on web: " + there, "500000 bytes written"} {
+			if !strings.Contains(shown.Stdout, part) {
+				t.Errorf("no %q in %s", part, shown)
+			}
+		}
 	})
 	t.Run("sftp", func(t *testing.T) {
 		dir := host.Files + "/dir"
