@@ -212,7 +212,7 @@ func TestWithoutARecordThereIsNoJWTSVID(t *testing.T) {
 func TestWorkloadsGetJWTSVIDsOfTheirEntries(t *testing.T) {
 	self := attest.Selectors{UID: uid(uint32(os.Geteuid()))}
 	m := newMesh(t, withJWT(t), func(c *issuer.Config) {
-		for _, path := range []string{"/app/billing", "/deputy/broker", "/app/mail"} {
+		for _, path := range []string{"/app/billing", "/deputy/broker", "/deputy", "/app/mail"} {
 			c.Roles = append(c.Roles, workloadapi.Entry{ID: spiffeid.RequireFromPath(c.CA.TrustDomain(), path), Selectors: self})
 		}
 		c.Roles = append(c.Roles, workloadapi.Entry{ID: spiffeid.RequireFromPath(c.CA.TrustDomain(), "/app/other"), Selectors: attest.Selectors{UID: uid(4242)}})

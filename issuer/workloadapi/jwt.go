@@ -90,7 +90,7 @@ func (s *Server) FetchJWTSVID(ctx context.Context, req *workload.JWTSVIDRequest)
 // named are the identities of entries that may have a JWT-SVID: all, or the one that is asked for.
 func (s *Server) named(entries []Entry, hint string) (ids []spiffeid.ID, err error) {
 	for _, e := range entries {
-		if !strings.HasPrefix(e.ID.Path(), rolesPath) && (hint == "" || hint == e.ID.String()) {
+		if !strings.HasPrefix(e.ID.Path()+"/", rolesPath) && (hint == "" || hint == e.ID.String()) {
 			ids = append(ids, e.ID)
 		}
 	}
