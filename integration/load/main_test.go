@@ -29,6 +29,9 @@ var parts = []struct {
 	{"exchange", measureExchanges},
 	{"spawn", measureSpawn},
 	{"memory", measureMemory},
+	{"http", measureHTTP},
+	{"tcp", measureTCP},
+	{"ssh", measureSSH},
 	{"ssh", measureSSH},
 }
 
