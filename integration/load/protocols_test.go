@@ -157,7 +157,10 @@ http {
 		var subjects []subject
 		for _, w := range ways {
 			c := w.client(b)
-			subjects = append(subjects, subject{w.name, func() float64 { return b.rate(w, c, clients, "/v1/invoices/1") }})
+			subjects = append(subjects, subject{w.name, func() float64 {
+				defer b.profiled(route{name: w.name, pid: m.Proxy.Pid(), ours: w.name == "Deputy"}, fmt.Sprintf("http-%d", clients))()
+				return b.rate(w, c, clients, "/v1/invoices/1")
+			}})
 		}
 		got := b.sideBySide(fmt.Sprintf("http, %d clients, requests/s", clients), subjects)
 		for _, peer := range []string{"nginx", "direct"} {
