@@ -32,7 +32,6 @@ var parts = []struct {
 	{"http", measureHTTP},
 	{"tcp", measureTCP},
 	{"ssh", measureSSH},
-	{"ssh", measureSSH},
 }
 
 // TestMain makes the binary the programs that it measures as well.
