@@ -1,0 +1,124 @@
+package httpd_test
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"golang.org/x/oauth2/clientcredentials"
+
+	"github.com/deputymesh/deputy/internal/testca"
+	"github.com/deputymesh/deputy/proxy/httpd"
+)
+
+// What an account signs in with is put in by the proxy, and replaces what an agent sends.
+func TestAccountsSignInAtTheService(t *testing.T) {
+	var asked atomic.Int64
+	tokens := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		id, secret, _ := q.BasicAuth()
+		if q.FormValue("grant_type") != "client_credentials" || id != "deputy" || secret != "s3cret" {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		asked.Add(1)
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(map[string]any{"access_token": "fetched", "token_type": "Bearer", "expires_in": 300})
+	}))
+	defer tokens.Close()
+	conf := clientcredentials.Config{ClientID: "deputy", ClientSecret: "s3cret", TokenURL: tokens.URL}
+	wrong := clientcredentials.Config{ClientID: "deputy", ClientSecret: "wrong", TokenURL: tokens.URL}
+	for name, c := range map[string]struct {
+		account httpd.Account
+		want    string
+	}{
+		"basic":              {httpd.Account{Name: "x", User: "u", Password: "p"}, "Basic dTpw"},
+		"bearer":             {httpd.Account{Name: "x", Bearer: "b"}, "Bearer b"},
+		"client credentials": {httpd.Account{Name: "x", Tokens: conf.TokenSource(context.Background())}, "Bearer fetched"},
+		"nobody":             {httpd.Account{Name: "x"}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, http.HandlerFunc(echo), func(cfg *httpd.Config) { cfg.Accounts = []httpd.Account{c.account} })
+			for range 3 {
+				if s := r.seen("GET", "/", nil); s.Header.Get("Authorization") != c.want {
+					t.Errorf("the service saw %q, want %q", s.Header.Values("Authorization"), c.want)
+				}
+			}
+		})
+	}
+	if asked.Load() != 1 {
+		t.Errorf("%d tokens were fetched", asked.Load())
+	}
+	t.Run("no token", func(t *testing.T) {
+		var reached atomic.Int64
+		r := newRig(t, http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) { reached.Add(1); echo(w, q) }), func(cfg *httpd.Config) {
+			cfg.Accounts = []httpd.Account{{Name: "x", Tokens: wrong.TokenSource(context.Background())}}
+		})
+		if a, text := r.do("GET", "/", nil); a.StatusCode != 502 || reached.Load() != 0 || strings.Contains(text, "wrong") {
+			t.Errorf("%d %s", a.StatusCode, text)
+		}
+	})
+	t.Run("two ways at once", func(t *testing.T) {
+		if _, err := httpd.New(httpd.Config{Accounts: []httpd.Account{{Name: "x", Bearer: "b", User: "u"}}}); err == nil {
+			t.Error("the engine was made")
+		}
+	})
+}
+
+// A service that demands a client certificate gets the account's, and one whose own can't be verified gets nothing.
+func TestServicesAreVerifiedAndSeeACertificate(t *testing.T) {
+	theirs := testca.New(t, "web.test")
+	client := theirs.SVID(theirs.ID("/client"))
+	up := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		w.Header().Set("X-Peer", q.TLS.PeerCertificates[0].URIs[0].String())
+		echo(w, q)
+	}))
+	pool := x509.NewCertPool()
+	pool.AddCert(theirs.Certificate())
+	up.TLS = &tls.Config{MinVersion: tls.VersionTLS12, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool}
+	up.StartTLS()
+	defer up.Close()
+	u, err := url.Parse(up.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(up.Certificate())
+	with := func(cfg *httpd.Config) {
+		cfg.Accounts = []httpd.Account{{Name: "x", Certificate: func() (*tls.Certificate, error) {
+			return &tls.Certificate{Certificate: [][]byte{client.Certificates[0].Raw}, PrivateKey: client.PrivateKey}, nil
+		}}}
+	}
+	r := rigFor(t, httpd.Upstream{URL: u, RootCAs: roots, ServerName: "example.com"}, with)
+	if a, text := r.do("GET", "/", nil); a.StatusCode != 200 || a.Header.Get("X-Peer") != client.ID.String() {
+		t.Errorf("%d %s %s", a.StatusCode, a.Header.Get("X-Peer"), text)
+	}
+	for name, upstream := range map[string]httpd.Upstream{
+		"another CA":   {URL: u, RootCAs: pool, ServerName: "example.com"},
+		"another name": {URL: u, RootCAs: roots, ServerName: "other.example"},
+	} {
+		r := rigFor(t, upstream, with)
+		if a, text := r.do("GET", "/", nil); a.StatusCode != 502 {
+			t.Errorf("%s: %d %s", name, a.StatusCode, text)
+		}
+	}
+	for _, bad := range []string{"http://billing.example", "https://u:p@billing.example", "https://billing.example/path", "https://billing.example?x", "ftp://127.0.0.1", ""} {
+		u, err := url.Parse(bad)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg := httpd.Config{Core: r.ledger, Target: r.ca.ID("/target/billing"), Mesh: "https://broker.test", TLS: r.tls, Accounts: []httpd.Account{{Name: "x"}}, Upstream: httpd.Upstream{URL: u}}
+		cfg.SVID = noSVID{}
+		cfg.TLS = r.tls.Clone()
+		cfg.TLS.VerifyConnection = func(tls.ConnectionState) error { return nil }
+		if _, err := httpd.New(cfg); err == nil || !strings.Contains(err.Error(), "upstream") {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
