@@ -60,7 +60,6 @@ func (e *Engine) maskAnswer(r *http.Response, x *exchange) error {
 	for _, name := range []string{"Etag", "Last-Modified", "Content-Md5", "Digest", "Content-Digest", "Repr-Digest", "Content-Length", "Accept-Ranges", "Trailer"} {
 		h.Del(name)
 	}
-	r.Trailer = nil
 	if r.Request.Method == http.MethodHead || r.StatusCode == http.StatusNoContent || r.StatusCode == http.StatusNotModified || r.ContentLength == 0 {
 		return nil
 	}

@@ -26,6 +26,7 @@ func itoa(n int) string { return strconv.Itoa(n) }
 
 // exchange is one allowed request on its way.
 type exchange struct {
+	ctx     context.Context // ends with the agent's interest or the session, whichever is first
 	request request
 	account *hop.Account
 	core    Session
@@ -91,6 +92,7 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	stop := context.AfterFunc(core.Context(), cancel)
 	defer stop()
+	x.ctx = ctx
 	if x.chain, err = e.stateChain(x); err == nil {
 		err = pass.Use()
 	}
@@ -166,7 +168,16 @@ type roundTripper struct{ e *Engine }
 func (t roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
 	x := exchangeOf(r.Context())
 	x.pass.Forwarded(0) // the body is counted as it goes
-	return x.account.RoundTrip(r)
+	// Without the trace by which ReverseProxy passes interim answers (1xx) on: nobody has cleaned or masked their headers, and afterwards
+	// it forgets the headers that are set already. Whoever waits for 100 hears it of the proxy's own server.
+	a, err := x.account.RoundTrip(r.WithContext(x.ctx))
+	if err == nil && len(x.pass.Obligations().Masks) > 0 {
+		// The transport puts the trailer into the answer that it returned once the body is read: not into this one, which is masked.
+		detached := *a
+		detached.Trailer = nil
+		a = &detached
+	}
+	return a, err
 }
 
 // errSignIn is an answer that is about the proxy's own credential.
@@ -180,6 +191,7 @@ func (e *Engine) answered(r *http.Response) error {
 		return errSignIn
 	}
 	e.hop.CleanAnswer(r.Header)
+	e.hop.CleanAnswer(r.Trailer) // the names that are announced
 	if rw, ok := r.Body.(io.ReadWriteCloser); ok && r.StatusCode == http.StatusSwitchingProtocols {
 		if x.request.verb != "upgrade" || !strings.EqualFold(r.Header.Get("Upgrade"), "websocket") {
 			return errors.New("the target left HTTP though nobody asked it to")
@@ -192,8 +204,30 @@ func (e *Engine) answered(r *http.Response) error {
 			return err
 		}
 	}
-	r.Body = counted{r.Body, &x.bytes}
+	r.Body = &answerBody{ReadCloser: r.Body, end: func() { e.hop.CleanAnswer(r.Trailer) }, n: &x.bytes}
 	return nil
+}
+
+// answerBody counts what is read of an answer, and says when all is: the transport fills the trailer then, whether it was announced or not.
+type answerBody struct {
+	io.ReadCloser
+	end func()
+	n   *atomic.Int64
+}
+
+func (b *answerBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.n.Add(int64(n))
+	if err != nil {
+		b.end()
+	}
+	return n, err
+}
+
+func (b *answerBody) Close() error {
+	err := b.ReadCloser.Close()
+	b.end()
+	return err
 }
 
 // unanswered tells the agent that there is no answer.
