@@ -541,6 +541,35 @@ func TestEvidenceBeforeEffect(t *testing.T) {
 	}
 }
 
+// When the engine has ended, so have its sessions, and their records say why.
+func TestShutdownEndsEverySession(t *testing.T) {
+	r := newRig(t, http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		w.WriteHeader(http.StatusOK)
+		w.(http.Flusher).Flush()
+		<-q.Context().Done()
+	}))
+	const conns = 8
+	for range conns {
+		transport := &http.Transport{TLSClientConfig: r.tls.Clone(), ForceAttemptHTTP2: true}
+		t.Cleanup(transport.CloseIdleConnections)
+		a, err := transport.RoundTrip(r.request("GET", "/endless", nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer a.Body.Close()
+	}
+	r.stop()
+	closed := r.all("closed")
+	if len(closed) != conns {
+		t.Errorf("%d sessions of %d were closed", len(closed), conns)
+	}
+	for _, c := range closed {
+		if !strings.Contains(c.why, "shutdown") {
+			t.Errorf("a session was closed by %q", c.why)
+		}
+	}
+}
+
 func TestConnectionsAreBounded(t *testing.T) {
 	r := newRig(t, http.HandlerFunc(echo), func(c *httpd.Config) { c.MaxConnections = 1; c.StartupTimeout = 500 * time.Millisecond })
 	r.seen("GET", "/first", nil)

@@ -235,6 +235,7 @@ type rig struct {
 	tls     *tls.Config // of the agent
 	client  *http.Client
 	ca      *testca.CA
+	stop    func() // ends the engine and waits for it
 }
 
 type change func(*httpd.Config)
@@ -280,7 +281,7 @@ func rigFor(t testing.TB, up httpd.Upstream, changes ...change) *rig {
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
 	go func() { served <- e.Serve(ctx, l) }()
-	t.Cleanup(func() {
+	r.stop = sync.OnceFunc(func() {
 		cancel()
 		select {
 		case err := <-served:
@@ -291,6 +292,7 @@ func rigFor(t testing.TB, up httpd.Upstream, changes ...change) *rig {
 			t.Error("the engine doesn't end")
 		}
 	})
+	t.Cleanup(r.stop)
 	roots := x509.NewCertPool()
 	roots.AddCert(ca.Certificate())
 	pair := tls.Certificate{PrivateKey: agent.PrivateKey}

@@ -132,9 +132,11 @@ func (c *agentConn) Close() error {
 		c.h.mu.Lock()
 		delete(c.h.conns, c)
 		ended := c.h.ended
+		c.h.closing.Add(1)
 		c.h.mu.Unlock()
-		// A session may be opening under the lock; whoever closes doesn't wait for it.
+		// A session may be opening under the lock; whoever closes doesn't wait for it, but for the end of the engine.
 		go func() {
+			defer c.h.closing.Done()
 			c.mu.Lock()
 			core := c.core
 			c.closed = true

@@ -66,10 +66,11 @@ type Hop struct {
 	room  lobby.Room
 	slots chan struct{} // of sessions
 
-	mu    sync.Mutex // guards what follows
-	conns map[*agentConn]struct{}
-	work  sync.WaitGroup // requests under way
-	ended bool           // no more of them
+	mu      sync.Mutex // guards what follows
+	conns   map[*agentConn]struct{}
+	work    sync.WaitGroup // requests under way
+	closing sync.WaitGroup // sessions of closed connections
+	ended   bool           // no more of them
 }
 
 // New checks the configuration and makes a hop. It connects to nothing yet.
@@ -160,18 +161,19 @@ func (h *Hop) Serve(ctx context.Context, l net.Listener, handler http.Handler) e
 	}
 	cancel()
 	_ = l.Close()
+	h.end() // before http.Server's, which doesn't say why it closes
 	_ = srv.Close()
-	h.end()
 	<-served
 	h.work.Wait()
 	door.handshakes.Wait()
+	h.closing.Wait()
 	for _, a := range h.cfg.Accounts {
 		a.transport.CloseIdleConnections()
 	}
 	return err
 }
 
-// end closes what http.Server doesn't: connections that left HTTP.
+// end closes every connection, those that left HTTP too.
 func (h *Hop) end() {
 	h.mu.Lock()
 	h.ended = true
