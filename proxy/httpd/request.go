@@ -2,7 +2,6 @@ package httpd
 
 import (
 	"fmt"
-	"mime"
 	"net/http"
 	"net/url"
 	"strings"
@@ -91,13 +90,16 @@ func (e *Engine) parse(r *http.Request) (request, *proxy.Objection) {
 	out.query = canonical
 
 	// 3. What is more than a method.
+	if len(r.Header.Values("Content-Type")) > 1 {
+		return malformed("the content has more than one type")
+	}
 	check := jsonOnly
 	if upgrade := r.Header.Values("Upgrade"); len(upgrade) > 0 {
 		if len(upgrade) != 1 || !strings.EqualFold(upgrade[0], "websocket") || r.Method != http.MethodGet || r.ContentLength != 0 {
 			return unsupported("a request can leave HTTP for a WebSocket only")
 		}
 		out.verb, check = "upgrade", opaque
-	} else if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err == nil && (kind == "application/grpc" || strings.HasPrefix(kind, "application/grpc+")) {
+	} else if isGRPC(r.Header.Get("Content-Type")) {
 		if r.Method != http.MethodPost || r.ProtoMajor != 2 {
 			return malformed("gRPC is POST over HTTP/2")
 		}
@@ -115,6 +117,12 @@ func (e *Engine) parse(r *http.Request) (request, *proxy.Objection) {
 		Write:    out.verb != "get" && out.verb != "head" && out.verb != "options",
 	}}
 	return out, nil
+}
+
+// isGRPC says whether any server could take a type of content for gRPC's: most of them look no further than its beginning.
+func isGRPC(contentType string) bool {
+	rest, ok := strings.CutPrefix(strings.ToLower(strings.TrimSpace(contentType)), "application/grpc")
+	return ok && (rest == "" || rest[0] != '-' && (rest[0] < 'a' || rest[0] > 'z') && (rest[0] < '0' || rest[0] > '9'))
 }
 
 // decodePath decodes a path once, segment by segment: a slash or a backslash that was encoded is refused, not decoded.
