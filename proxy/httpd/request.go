@@ -141,7 +141,7 @@ func decodePath(raw string) (string, error) {
 	return strings.Join(segments, "/"), nil
 }
 
-// decodeQuery gives the keys of a query, and the query with its keys in one spelling. Values are left as they are.
+// decodeQuery gives the keys of a query, and the query with its keys in one spelling. Values are left as they are, but for what must be encoded.
 func decodeQuery(raw string) (keys []string, canonical string, err error) {
 	if raw == "" {
 		return nil, "", nil
@@ -162,16 +162,42 @@ func decodeQuery(raw string) (keys []string, canonical string, err error) {
 		if _, err := url.QueryUnescape(value); err != nil {
 			return nil, "", err
 		}
-		if lower := strings.ToLower(key); lower == "_method" || lower == "x-http-method-override" {
+		if asksForMethod(key) {
 			return nil, "", fmt.Errorf("the key %q asks some servers for another method than the request's", key)
 		}
 		part := url.QueryEscape(key)
 		if hasValue {
-			part += "=" + value
+			part += "=" + spell(value)
 		}
 		keys, parts = append(keys, key), append(parts, part)
 	}
 	return keys, strings.Join(parts, "&"), nil
+}
+
+// asksForMethod says whether some server takes a key for _method or X-HTTP-Method-Override: PHP takes more than one character for an underscore.
+func asksForMethod(key string) bool {
+	name, _, _ := strings.Cut(key[min(len(key), 1):], "[")
+	name = strings.ToLower(key[:min(len(key), 1)] + name)
+	name = strings.NewReplacer(".", "_", " ", "_", "[", "_", "-", "_").Replace(name)
+	switch name {
+	case "_method", "x_http_method_override", "x_http_method", "x_method_override":
+		return true
+	}
+	return false
+}
+
+// spell encodes the bytes of a value that may not stand in a target (RFC 3986 §3.4): a space would end it in HTTP/1.1. Brackets are common.
+func spell(value string) string {
+	const hex = "0123456789ABCDEF"
+	var b strings.Builder
+	for i := range len(value) {
+		if c := value[i]; c <= ' ' || c >= 0x7f || strings.IndexByte("\"<>\\^`{|}", c) >= 0 {
+			b.WriteString("%" + string(hex[c>>4]) + string(hex[c&15]))
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
 }
 
 // bytesOnly refuses obligations that nothing here can carry out.

@@ -1,12 +1,16 @@
 package httpd_test
 
 import (
+	"io"
 	"net/http"
+	"net/http/httptest"
+	"net/url"
 	"strings"
 	"sync/atomic"
 	"testing"
 
 	"github.com/deputymesh/deputy/proxy"
+	"github.com/deputymesh/deputy/proxy/httpd"
 )
 
 // What may only be posted isn't a call of gRPC to any service, however the type of its content is written.
@@ -37,5 +41,49 @@ func TestACallOfGRPCIsNoPost(t *testing.T) {
 	}
 	if a, _ := r.do("POST", "/x", strings.NewReader("a=b"), "Content-Type", "application/x-www-form-urlencoded"); a.StatusCode != 200 {
 		t.Errorf("a form: %d", a.StatusCode)
+	}
+}
+
+// PHP takes a dot, a space and an opening bracket in the name of a parameter for an underscore.
+func TestNoKeyOfAQueryAsksForAnotherMethod(t *testing.T) {
+	var reached atomic.Int64
+	r := newRig(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { reached.Add(1) }))
+	for _, key := range []string{"_method", "_METHOD", "%5Fmethod", ".method", "%2emethod", "[method", "%5Bmethod", "x-http-method-override", "X_HTTP_Method_Override", "x.http.method.override", "_method[]"} {
+		if a, _ := r.do("POST", "/x?"+key+"=DELETE", nil); a.StatusCode != 400 {
+			t.Errorf("%s: %d", key, a.StatusCode)
+		}
+	}
+	if reached.Load() > 0 {
+		t.Errorf("%d requests reached the service", reached.Load())
+	}
+	if a, _ := r.do("GET", "/x?method=a&a.b=c&f[x]=1", nil); a.StatusCode != 200 {
+		t.Errorf("other keys: %d", a.StatusCode)
+	}
+}
+
+// HTTP/2 lets a target hold what would end it in HTTP/1.1.
+func TestQueriesAreSentOnInOneSpelling(t *testing.T) {
+	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) { _, _ = io.WriteString(w, q.RequestURI) }))
+	t.Cleanup(service.Close)
+	u, err := url.Parse(service.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := rigFor(t, httpd.Upstream{URL: u})
+	for sent, want := range map[string]string{
+		"a=b HTTP/1.0": "/x?a=b%20HTTP/1.0", "a=\u00e9": "/x?a=%C3%A9", "a=\u2028": "/x?a=%E2%80%A8", "a=%C3%A9&b=1+2&c": "/x?a=%C3%A9&b=1+2&c", `a="<>"`: "/x?a=%22%3C%3E%22",
+		"a=b/c?d:e@f,[g]": "/x?a=b/c?d:e@f,[g]",
+	} {
+		q := r.request("GET", "/x", nil)
+		q.URL.RawQuery = sent
+		a, err := r.client.Do(q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(a.Body)
+		_ = a.Body.Close()
+		if err != nil || string(got) != want {
+			t.Errorf("%q: the service got %q, want %q (%v)", sent, got, want, err)
+		}
 	}
 }
