@@ -113,7 +113,7 @@ func TestATargetThatSendsWhatItLikesBreaksNothing(t *testing.T) {
 		"no exit":                        {nil, sends(succeeds, says(ok), ends, closes), false, ""},
 		"an exit and no end":             {nil, sends(succeeds, says(ok), status(0)), false, "stays"},
 		"another stream":                 {nil, sends(succeeds, func(ch int) []byte { return message(95, ch, 99, "?") }, says(ok), status(0), ends, closes), false, ok},
-		"output after the end":           {nil, sends(succeeds, says(ok), ends, says("more"), status(0), closes), false, ok + "more"},
+		"output after the end":           {nil, sends(succeeds, says(ok), ends, says("more"), status(0), closes), false, ok + "…"}, // what comes after the end may be read or not
 		"one wrong packet and many more": {nil, sends(append([]func(int) []byte{succeeds, func(int) []byte { return message(msgChannelData, 77, "x") }}, times(2000, says("x"))...)...), false, ""},
 		"the same before the start":      {sends(append([]func(int) []byte{func(int) []byte { return message(msgChannelData, 77, "x") }}, times(2000, says("x"))...)...), sends(good...), false, ""},
 		"output beyond the window":       {nil, sends(append([]func(int) []byte{succeeds}, times(400, says(big))...)...), false, "stays"},
@@ -151,6 +151,7 @@ func TestATargetThatSendsWhatItLikesBreaksNothing(t *testing.T) {
 				}
 				switch {
 				case c.want == "any":
+				case strings.HasSuffix(c.want, "…") && err == nil && strings.HasPrefix(out.String(), strings.TrimSuffix(c.want, "…")):
 				case c.want == "" && err == nil:
 					t.Errorf("all was well: %q %q", out.String(), errs.String())
 				case c.want != "" && (err != nil || out.String() != c.want):
