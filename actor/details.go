@@ -176,6 +176,8 @@ func parseDetail(data []byte) (Detail, error) {
 		return parseHTTP(data)
 	case tcpType:
 		return parseTCP(data)
+	case mcpType:
+		return parseMCP(data)
 	}
 	return nil, refuse(ClassDetails, "unknown type %q of authorization_details", kind)
 }

@@ -55,6 +55,22 @@ func (d TCPDetail) String() string {
 	return fmt.Sprintf("%s of %s", strings.Join(d.Actions, ","), targetNames(d.Locations))
 }
 
+// String is one line for people.
+func (d MCPDetail) String() string {
+	var b strings.Builder
+	b.WriteString(strings.Join(d.Actions, ","))
+	for _, part := range []struct {
+		name string
+		list []string
+	}{{"tools", d.Tools}, {"resources", d.Resources}, {"prompts", d.Prompts}} {
+		if part.list != nil {
+			fmt.Fprintf(&b, ", %s %s", part.name, strings.Join(part.list, ","))
+		}
+	}
+	fmt.Fprintf(&b, " of %s", targetNames(d.Locations))
+	return b.String()
+}
+
 func targetNames(ids []spiffeid.ID) string {
 	var names []string
 	for _, l := range ids {

@@ -11,7 +11,7 @@ import (
 )
 
 // serviceTypes are the entity types of what stands in a target itself, not in a database or an account.
-var serviceTypes = map[Kind]types.EntityType{KindService: typeService, KindEndpoint: typeEndpoint}
+var serviceTypes = map[Kind]types.EntityType{KindService: typeService, KindEndpoint: typeEndpoint, KindTool: typeTool, KindMCPResource: typeMCPResource, KindPrompt: typePrompt}
 
 // Service is the resource of a service as a whole: of a connection of which nothing else is decided.
 func Service(target string) Resource {
@@ -45,10 +45,14 @@ func (r Resource) checkService() error {
 		return fmt.Errorf("a resource of the kind %s stands in a target, not in a database or an account", r.Kind)
 	case r.Target == "" || len(r.Target) > maxName:
 		return fmt.Errorf("the target of the %s is missing or too long", r.Kind)
-	case r.Kind == KindService && (r.Name != "" || r.Query != ""):
+	case r.Kind == KindService && (r.Name != "" || r.Query != "" || r.Arguments != ""):
 		return errors.New("a service has no name but its target's")
 	case r.Kind == KindService:
 		return nil
+	case r.Kind != KindEndpoint:
+		return r.checkMCP()
+	case r.Arguments != "":
+		return errors.New("an endpoint has no arguments")
 	}
 	if keys := actor.SplitQueryKeys(r.Query); keys != nil {
 		if joined, err := actor.JoinQueryKeys(keys); err != nil || joined != r.Query {
@@ -68,19 +72,25 @@ func (r Resource) serviceEntities(into types.EntityMap) {
 		}
 		attrs["path"], attrs["query"] = types.String(r.Name), types.NewSet(keys...)
 	}
-	into[r.uid()] = types.Entity{UID: r.uid(), Parents: target, Attributes: types.NewRecord(attrs)}
+	var tags types.RecordMap
+	if r.Kind != KindEndpoint && r.Kind != KindService {
+		tags = r.mcpAttributes(attrs)
+	}
+	into[r.uid()] = types.Entity{UID: r.uid(), Parents: target, Attributes: types.NewRecord(attrs), Tags: types.NewRecord(tags)}
 }
 
 // parseServiceResource reads an entity of a policy back. It accepts the one spelling that ID writes.
 func parseServiceResource(uid types.EntityUID) (Resource, error) {
 	r := Resource{Kind: KindService}
-	target, path, endpoint := strings.Cut(string(uid.ID), "/")
+	target, path, named := strings.Cut(string(uid.ID), "/")
 	r.Target = unescape(target)
-	if uid.Type == typeEndpoint {
-		if !endpoint {
-			return Resource{}, fmt.Errorf("%s should read <target>/<path>, with %%2F for a slash in the path", uid)
+	for kind, t := range serviceTypes {
+		if t == uid.Type && kind != KindService {
+			if !named {
+				return Resource{}, fmt.Errorf("%s should read <target>/<name>, with %%2F for a slash in the name", uid)
+			}
+			r.Kind, r.Name = kind, unescape(path)
 		}
-		r.Kind, r.Name = KindEndpoint, unescape(path)
 	}
 	if err := r.check(); err != nil {
 		return Resource{}, fmt.Errorf("%s: %w", uid, err)

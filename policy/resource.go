@@ -31,6 +31,11 @@ const (
 	// These stand in a target itself; see http.go.
 	KindService  Kind = "service"
 	KindEndpoint Kind = "endpoint"
+
+	// These are what a tool server offers; see mcp.go.
+	KindTool        Kind = "tool"
+	KindMCPResource Kind = "resource"
+	KindPrompt      Kind = "prompt"
 )
 
 // maxName bounds one name of a resource, in bytes. PostgreSQL's own limit is 63.
@@ -48,6 +53,8 @@ type Resource struct {
 	Name     string `json:"name,omitempty"`
 	// Query is the keys of an endpoint's query. It says more about a request, and is no part of what the resource is called.
 	Query string `json:"query,omitempty"`
+	// Arguments are what a tool or prompt is called with, see [Arguments]. They are no part of its name either.
+	Arguments string `json:"arguments,omitempty"`
 }
 
 // Database is the resource of a whole database.
@@ -119,8 +126,8 @@ func (r Resource) check() error {
 	if r.inService() {
 		return r.checkService()
 	}
-	if r.Query != "" {
-		return fmt.Errorf("a %s has no query", r.Kind)
+	if r.Query != "" || r.Arguments != "" {
+		return fmt.Errorf("a %s has neither a query nor arguments", r.Kind)
 	}
 	if r.onHost() {
 		return r.checkHost()
@@ -157,7 +164,7 @@ func (r Resource) uid() types.EntityUID {
 	switch r.Kind {
 	case KindAccount, KindExec, KindSubsystem, KindPath, KindForward:
 		t = hostTypes[r.Kind]
-	case KindService, KindEndpoint:
+	case KindService, KindEndpoint, KindTool, KindMCPResource, KindPrompt:
 		t = serviceTypes[r.Kind]
 	case KindTable:
 		t = typeTable
@@ -257,7 +264,7 @@ func parseResource(uid types.EntityUID) (Resource, error) {
 		r.Kind = KindSetting
 	case typeChannel:
 		r.Kind = KindChannel
-	case typeService, typeEndpoint:
+	case typeService, typeEndpoint, typeTool, typeMCPResource, typePrompt:
 		return parseServiceResource(uid)
 	default:
 		return parseHostResource(uid)

@@ -39,6 +39,9 @@ const (
 	typeForward     types.EntityType = "Deputy::Forward"
 	typeService     types.EntityType = "Deputy::Service"
 	typeEndpoint    types.EntityType = "Deputy::Endpoint"
+	typeTool        types.EntityType = "Deputy::Tool"
+	typeMCPResource types.EntityType = "Deputy::McpResource"
+	typePrompt      types.EntityType = "Deputy::Prompt"
 	typeGrade       types.EntityType = "Deputy::Grade"
 	typeEvidence    types.EntityType = "Deputy::Evidence"
 )

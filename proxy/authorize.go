@@ -56,6 +56,11 @@ func (s *Session) Authorize(ctx context.Context, cmd Command) (*Pass, error) {
 	return p, nil
 }
 
+// Would says whether cmd would be allowed now. It records nothing and allows nothing: it is for leaving out of a list what can't be used.
+func (s *Session) Would(cmd Command) bool {
+	return s.decide(s.state(), cmd, s.core.cfg.Now()).refusal == nil
+}
+
 // Refuse records a refusal that an engine makes before it has a command to authorize, such as a statement
 // that can't be parsed, and returns it.
 func (s *Session) Refuse(ctx context.Context, cmd Command, o Objection) *Refusal {

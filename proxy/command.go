@@ -48,7 +48,7 @@ type Op struct {
 // Verbs that no authorization_details name.
 const (
 	// VerbConnect opens a session with an account at the target, and is the verb of transaction control: whoever
-	// may do anything in a database, or as an account at a host, may connect to it.
+	// may do anything in a database, as an account at a host, or at a tool server, may connect to it.
 	VerbConnect = "connect"
 	// VerbSFTP opens the subsystem sftp: whoever may do anything with an account's files may open it.
 	VerbSFTP = "sftp"
@@ -81,6 +81,8 @@ func (c Command) check(target, database string) error {
 			err = checkHTTP(a, op.Resource, target)
 		case actor.TCPAction:
 			err = checkTCP(a, op.Resource, target)
+		case actor.MCPAction:
+			err = checkMCP(a, op.Resource, target)
 		default:
 			err = fmt.Errorf("an action of type %T has no rule here", op.Action)
 		}
@@ -130,6 +132,14 @@ func checkTCP(a actor.TCPAction, r policy.Resource, target string) error {
 	return nil
 }
 
+func checkMCP(a actor.MCPAction, r policy.Resource, target string) error {
+	kind := map[string]policy.Kind{"": policy.KindService, actor.MCPTool: policy.KindTool, actor.MCPResource: policy.KindMCPResource, actor.MCPPrompt: policy.KindPrompt}[a.Kind]
+	if name, err := actor.TargetName(a.Target); err != nil || name != target || kind == "" || r.Kind != kind || r.Name != a.Object {
+		return fmt.Errorf("%s is about another object than %s", a.Name(), r)
+	}
+	return nil
+}
+
 // match requires every op to lie within the details and returns the tightest limit.
 func (c Command) match(details actor.Details) (actor.Limits, error) {
 	var out actor.Limits
@@ -155,6 +165,10 @@ func matchOp(op Op, details actor.Details) (actor.Limits, error) {
 		if a.Verb == VerbConnect || a.Verb == VerbSFTP {
 			return actor.Limits{}, reachesAccount(a, details)
 		}
+	case actor.MCPAction:
+		if a.Verb == VerbConnect && a.Kind == "" {
+			return actor.Limits{}, reachesServer(a, details)
+		}
 	}
 	return details.Match(op.Action)
 }
@@ -167,6 +181,15 @@ func reachesDatabase(a actor.PostgresAction, details actor.Details) error {
 		}
 	}
 	return errors.New("nothing in the credential speaks of this database")
+}
+
+func reachesServer(a actor.MCPAction, details actor.Details) error {
+	for _, d := range details.ForTarget(a.Target) {
+		if _, ok := d.(actor.MCPDetail); ok {
+			return nil
+		}
+	}
+	return errors.New("nothing in the credential speaks of this tool server")
 }
 
 func reachesAccount(a actor.SSHAction, details actor.Details) error {
@@ -214,7 +237,7 @@ func (c Command) objects() []audit.Object {
 			}
 		case policy.KindService:
 			name = op.Resource.Target
-		case policy.KindSubsystem, policy.KindPath, policy.KindForward, policy.KindEndpoint:
+		case policy.KindSubsystem, policy.KindPath, policy.KindForward, policy.KindEndpoint, policy.KindTool, policy.KindMCPResource, policy.KindPrompt:
 			name = op.Resource.Name
 		}
 		out = append(out, audit.Object{Kind: string(op.Resource.Kind), Name: name, Columns: op.Columns, Write: op.Write})

@@ -64,6 +64,10 @@ func withinScopes(have actor.Details, scopes []string) (actor.Details, error) {
 			if d.Actions = keep("tcp:", d.Actions); len(d.Actions) > 0 {
 				out = append(out, d)
 			}
+		case actor.MCPDetail:
+			if d.Actions = keep("mcp:", d.Actions); len(d.Actions) > 0 {
+				out = append(out, d)
+			}
 		default:
 			return nil, bad(codeScope, "request.scope", "scope can't be used with "+d.Type())
 		}

@@ -246,6 +246,8 @@ func (c *proxyConfig) readSecrets(config string) error {
 			err = t.SSH.readSecrets(config)
 		case t.HTTP != nil:
 			err = t.HTTP.readSecrets(config)
+		case t.MCP != nil:
+			err = t.MCP.readSecrets(config)
 		case t.TCP != nil: // it has none
 		default:
 			err = t.Postgres.readSecrets(config)
@@ -276,6 +278,9 @@ func (t *targetConfig) engine(config, mesh string, td spiffeid.TrustDomain, core
 	}
 	if t.HTTP != nil {
 		return t.httpEngine(config, mesh, td, core, name, svid, server, logger)
+	}
+	if t.MCP != nil {
+		return t.mcpEngine(config, mesh, td, core, name, svid, server, logger)
 	}
 	p := t.Postgres
 	cas, err := readPool(beside(config, p.CAFile))

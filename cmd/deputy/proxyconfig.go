@@ -54,6 +54,7 @@ type targetConfig struct {
 	SSH         *sshConfig         `yaml:"ssh,omitempty"`
 	HTTP        *httpConfig        `yaml:"http,omitempty"`
 	TCP         *tcpConfig         `yaml:"tcp,omitempty"`
+	MCP         *mcpConfig         `yaml:"mcp,omitempty"`
 }
 
 // delegationConfig allows grants to others than direct children, as path patterns such as /agent/planner/*.
@@ -181,7 +182,7 @@ func (t *targetConfig) check(path string) error {
 			return fieldError(at, "%v", err)
 		}
 	}
-	for kind, there := range map[string]bool{"postgres": t.Postgres != nil, "ssh": t.SSH != nil, "http": t.HTTP != nil, "tcp": t.TCP != nil} {
+	for kind, there := range map[string]bool{"postgres": t.Postgres != nil, "ssh": t.SSH != nil, "http": t.HTTP != nil, "tcp": t.TCP != nil, "mcp": t.MCP != nil} {
 		if there && kind != t.Kind {
 			return fieldError(path+"."+kind, "this stands at a target of the kind %s only", kind)
 		}
@@ -195,8 +196,10 @@ func (t *targetConfig) check(path string) error {
 		return t.HTTP.check(path + ".http")
 	case "tcp":
 		return t.TCP.check(path + ".tcp")
+	case "mcp":
+		return t.MCP.check(path + ".mcp")
 	}
-	return fieldError(path+".kind", "postgres, ssh, http or tcp is expected; this version has no engine for other kinds")
+	return fieldError(path+".kind", "postgres, ssh, http, mcp or tcp is expected; this version has no engine for other kinds")
 }
 
 func (p *postgresConfig) check(path string) error {

@@ -42,7 +42,8 @@ func newRunCommand() *cobra.Command {
 			"Without --allow or --cap a first-level agent may do what its user may. What an agent gives away can only be less\n" +
 			"than what it has. Actions are, in a database, " + strings.Join(actor.PostgresVerbs(), ", ") + ";\n" +
 			"on a host, " + strings.Join(actor.SSHVerbs(), ", ") + ";\n" +
-			"at a web service, " + strings.Join(actor.HTTPVerbs(), ", ") + ".",
+			"at a web service, " + strings.Join(actor.HTTPVerbs(), ", ") + ";\n" +
+			"at a tool server, " + strings.Join(actor.MCPVerbs(), ", ") + ".",
 		Example: "  deputy run --as planner --target orders-db --purpose \"q3 refunds\" -- psql -c \"SELECT 1\"\n" +
 			"  deputy run --as planner --allow orders-db:select:shop:public.orders,public.customers -- ./agent\n" +
 			"  deputy run --as planner -- deputy run --as researcher --ttl 10m -- ./agent",
@@ -243,7 +244,7 @@ func checkReach(targets, known []string, capability actor.Details) error {
 }
 
 // parseAllow reads TARGET:ACTION,...[:DATABASE[:SCHEMA.TABLE,...]], where * stands for any database, or TARGET:ACTION,...[:ACCOUNT,...] for
-// a target that is a host, or TARGET:ACTION,...[:PATH,...] for a web service.
+// a target that is a host, or TARGET:ACTION,...[:PATH,...] for a web service, or TARGET:ACTION,...[:TOOL,...] for a tool server.
 func parseAllow(s string, td spiffeid.TrustDomain, targets []client.Target) (actor.Detail, error) {
 	parts := strings.Split(s, ":")
 	for _, t := range targets {
@@ -254,6 +255,8 @@ func parseAllow(s string, td spiffeid.TrustDomain, targets []client.Target) (act
 			return parseAllowHTTP(s, td)
 		case t.Name == parts[0] && t.Kind == "tcp":
 			return parseAllowTCP(parts, td)
+		case t.Name == parts[0] && t.Kind == "mcp":
+			return parseAllowMCP(s, td)
 		}
 	}
 	if len(parts) < 2 || len(parts) > 4 {
@@ -300,6 +303,22 @@ func parseAllowHTTP(s string, td spiffeid.TrustDomain) (actor.Detail, error) {
 	d := actor.HTTPDetail{Locations: []spiffeid.ID{id}, Actions: strings.Split(parts[1], ",")}
 	if len(parts) == 3 {
 		d.Paths = strings.Split(parts[2], ",")
+	}
+	return d, actor.Details{d}.Validate()
+}
+
+func parseAllowMCP(s string, td spiffeid.TrustDomain) (actor.Detail, error) {
+	parts := strings.SplitN(s, ":", 3)
+	if len(parts) < 2 {
+		return nil, errors.New("TARGET:ACTION,...[:TOOL,...] is expected, such as tools:call,list:search,fetch; resources and prompts go into --cap")
+	}
+	id, err := actor.TargetID(td, parts[0])
+	if err != nil {
+		return nil, err
+	}
+	d := actor.MCPDetail{Locations: []spiffeid.ID{id}, Actions: strings.Split(parts[1], ",")}
+	if len(parts) == 3 {
+		d.Tools = strings.Split(parts[2], ",")
 	}
 	return d, actor.Details{d}.Validate()
 }

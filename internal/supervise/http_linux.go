@@ -16,6 +16,9 @@ import (
 // urlPrefix begins the variables that name the run's listeners of web services: DEPUTY_URL_BILLING_API=http://127.0.0.1:port.
 const urlPrefix = "DEPUTY_URL_"
 
+// mcpPath is where a proxy has tool servers.
+const mcpPath = "/mcp"
+
 // localHeaderTime is how long a program may take for the header of a request.
 const localHeaderTime = 30 * time.Second
 
@@ -34,7 +37,7 @@ type httpListener struct {
 // openHTTP opens one listener per web service.
 func (s *Supervisor) openHTTP(ctx context.Context) error {
 	for _, t := range s.mesh.Targets {
-		if t.Kind != "http" {
+		if t.Kind != "http" && t.Kind != "mcp" {
 			continue
 		}
 		tcp, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
@@ -46,7 +49,7 @@ func (s *Supervisor) openHTTP(ctx context.Context) error {
 			return s.ex.Credential(ctx, t.Name, nil)
 		}, s.log)
 		l.server = &http.Server{
-			Handler: l.relay, ReadHeaderTimeout: localHeaderTime, Protocols: new(http.Protocols),
+			Handler: l.handler(), ReadHeaderTimeout: localHeaderTime, Protocols: new(http.Protocols),
 			ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 		}
 		l.server.Protocols.SetHTTP1(true)
@@ -56,6 +59,21 @@ func (s *Supervisor) openHTTP(ctx context.Context) error {
 		s.tasks.Go(func() { _ = l.server.Serve(l) })
 	}
 	return nil
+}
+
+// handler relays requests. A tool server's clients name the listener: a page that had its own name resolve to this machine doesn't.
+func (l *httpListener) handler() http.Handler {
+	if l.target.Kind != "mcp" {
+		return l.relay
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, port, _ := net.SplitHostPort(l.tcp.Addr().String())
+		if r.Host != l.tcp.Addr().String() && r.Host != "localhost:"+port || r.Header.Get("Origin") != "" {
+			http.Error(w, "deputy: the request comes from a page in a browser, or names another host", http.StatusForbidden)
+			return
+		}
+		l.relay.ServeHTTP(w, r)
+	})
 }
 
 func (l *httpListener) close() {
@@ -107,7 +125,11 @@ func (l *httpListener) Addr() net.Addr { return l.tcp.Addr() }
 func (s *Supervisor) httpEnvironment() []string {
 	var env []string
 	for _, l := range s.web {
-		env = append(env, urlPrefix+variableOf(l.target.Name)+"=http://"+l.tcp.Addr().String())
+		path := ""
+		if l.target.Kind == "mcp" {
+			path = mcpPath
+		}
+		env = append(env, urlPrefix+variableOf(l.target.Name)+"=http://"+l.tcp.Addr().String()+path)
 	}
 	return env
 }

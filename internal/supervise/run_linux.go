@@ -223,6 +223,8 @@ func (m Mesh) everything() (actor.Details, error) {
 			out = append(out, actor.SSHDetail{Locations: []spiffeid.ID{id}, Actions: actor.SSHVerbs()})
 		case "http":
 			out = append(out, actor.HTTPDetail{Locations: []spiffeid.ID{id}, Actions: actor.HTTPVerbs()})
+		case "mcp":
+			out = append(out, actor.MCPDetail{Locations: []spiffeid.ID{id}, Actions: actor.MCPVerbs()})
 		case "tcp":
 			out = append(out, actor.TCPDetail{Locations: []spiffeid.ID{id}, Actions: actor.TCPVerbs()})
 		}

@@ -77,13 +77,14 @@ const (
 	SSH      Kind = "ssh"
 	HTTP     Kind = "http"
 	TCP      Kind = "tcp"
+	MCP      Kind = "mcp"
 )
 
 // ParseKind reads a kind as it stands in configuration.
 func ParseKind(s string) (Kind, error) {
 	switch k := Kind(s); k {
-	case Postgres, SSH, HTTP, TCP:
+	case Postgres, SSH, HTTP, TCP, MCP:
 		return k, nil
 	}
-	return "", fmt.Errorf("target kind %q is not supported: want %q, %q, %q or %q", s, Postgres, SSH, HTTP, TCP)
+	return "", fmt.Errorf("target kind %q is not supported: want %q, %q, %q, %q or %q", s, Postgres, SSH, HTTP, TCP, MCP)
 }

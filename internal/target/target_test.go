@@ -31,7 +31,7 @@ func TestNames(t *testing.T) {
 			t.Errorf("%q became %v", s, n)
 		}
 	}
-	for _, kind := range []string{"postgres", "ssh", "http", "tcp"} {
+	for _, kind := range []string{"postgres", "ssh", "http", "tcp", "mcp"} {
 		if _, err := target.ParseKind(kind); err != nil {
 			t.Error(err)
 		}

@@ -157,6 +157,8 @@ func (s *testSession) Renew(_ context.Context, _ proxy.Peer, credential string) 
 	return nil
 }
 
+func (s *testSession) Would(proxy.Command) bool { return true }
+
 func (s *testSession) refuse(cmd proxy.Command, r *proxy.Refusal) *proxy.Refusal {
 	r.RecordID = "rec-refused"
 	s.l.add(event{kind: "refused", cmd: cmd, why: r.Class + ": " + r.Reason})

@@ -7,6 +7,7 @@ from refusal import Refused, demand
 from strictjson import array_of, integer, object_of, string
 
 SSH_VERBS = ("exec shell subsystem forward sftp-read sftp-write sftp-list sftp-stat sftp-rename sftp-remove sftp-setstat sftp-link").split()
+MCP_VERBS = "call list read prompt complete subscribe sampling elicitation roots".split()
 HTTP_VERBS = "get head options post put patch delete grpc upgrade".split()
 VERBS = "select insert update delete truncate ddl admin call set copy lock listen".split()
 _NO_IDENTIFIER = re.compile('[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff.*"]')
@@ -160,7 +161,58 @@ def _read_tcp(value):
     return c
 
 
-_READERS = {"deputy_postgres": _read_postgres, "deputy_ssh": _read_ssh, "deputy_http": _read_http, "deputy_tcp": _read_tcp}
+_MCP_KINDS = {
+    "call": ["tool"],
+    "list": ["", "tool", "resource", "prompt"],
+    "read": ["resource"],
+    "prompt": ["prompt"],
+    "complete": ["resource", "prompt"],
+    "subscribe": ["", "resource"],
+    "sampling": [""],
+    "elicitation": [""],
+    "roots": [""],
+}
+_SCHEME = re.compile("[a-z][a-z0-9+.-]{0,31}")
+_URI_TEXT = re.compile(r"(?:[!$&-\[\]_a-z{|}~]|%[0-9A-F]{2})*")
+_NEEDLESS = re.compile("%(?:[01][0-9A-F]|7F|2F|5C|25|3[0-9]|4[1-9A-F]|5[0-9A]|6[1-9A-F]|7[0-9A]|2D|2E|5F|7E)")
+
+
+def _mcp_name(entry):
+    return 1 <= len(entry.encode()) <= 128 and not _CONTROL.search(entry)
+
+
+def _mcp_uri(entry):
+    scheme, colon, rest = entry.partition(":")
+    if len(entry.encode()) > 4096 or not colon or not _SCHEME.fullmatch(scheme):
+        return False
+    if not _URI_TEXT.fullmatch(rest) or re.search("[<>?]", rest) or _NEEDLESS.search(rest):
+        return False
+    authority = rest.startswith("//")
+    segments = rest[2 if authority else 0 :].split("/")
+    if authority and segments[0] != segments[0].lower():
+        return False
+    return not any(s in (".", "..") for s in segments) and "" not in segments[1:-1]
+
+
+def _mcp_pattern(entry):
+    return len(entry.encode()) <= 1024 and _mcp_uri(entry.removesuffix("*"))
+
+
+_MCP_LISTS = {"tools": _mcp_name, "resources": _mcp_pattern, "prompts": _mcp_name}
+_mcp = object_of({"type": string, "locations": _strings, "actions": _strings}, {name: _strings for name in _MCP_LISTS})
+
+
+def _read_mcp(value):
+    c = _mcp(value)
+    _list(c["locations"], ids.is_target)
+    _list(c["actions"], MCP_VERBS.__contains__)
+    for name, good in _MCP_LISTS.items():
+        if name in c:
+            _list(c[name], good)
+    return c
+
+
+_READERS = {"deputy_mcp": _read_mcp, "deputy_postgres": _read_postgres, "deputy_ssh": _read_ssh, "deputy_http": _read_http, "deputy_tcp": _read_tcp}
 
 
 def _read_one(value):
@@ -198,6 +250,8 @@ def _one_within(c, p):
         return _http_within(c, p)
     if c["type"] == "deputy_tcp":
         return True
+    if c["type"] == "deputy_mcp":
+        return _mcp_within(c, p)
     if "databases" in p and not ("databases" in c and set(c["databases"]) <= set(p["databases"])):
         return False
     if "tables" in p:
@@ -251,6 +305,17 @@ def _http_within(c, p):
     return "paths" not in p or ("paths" in c and all(any(_template_covers(t, entry) for t in p["paths"]) for entry in c["paths"]))
 
 
+def _uri_covers(patterns, uri):
+    return any(p == uri or (p.endswith("*") and uri.removesuffix("*").startswith(p[:-1])) for p in patterns)
+
+
+def _mcp_within(c, p):
+    for name in ("tools", "prompts"):
+        if name in p and not (name in c and set(c[name]) <= set(p[name])):
+            return False
+    return "resources" not in p or ("resources" in c and all(_uri_covers(p["resources"], entry) for entry in c["resources"]))
+
+
 def within(details, parents):
     return all(any(_one_within(d, p) for p in parents) for d in details)
 
@@ -288,7 +353,22 @@ def _http_matches(c, action):
     return "query" not in c or set(query) <= set(c["query"])
 
 
+def _mcp_matches(c, action):
+    verb, kind, what = action["verb"], action.get("kind", ""), action.get("object", "")
+    if action["target"] not in c["locations"] or verb not in c["actions"] or kind not in _MCP_KINDS[verb]:
+        return False
+    if kind == "tool":
+        return _mcp_name(what) and what in c.get("tools", [what])
+    if kind == "prompt":
+        return _mcp_name(what) and what in c.get("prompts", [what])
+    if kind == "resource":
+        return _mcp_uri(what) and not what.endswith("*") and ("resources" not in c or _uri_covers(c["resources"], what))
+    return what == ""
+
+
 def _one_matches(c, action):
+    if c["type"] == "deputy_mcp":
+        return _mcp_matches(c, action)
     if c["type"] == "deputy_http":
         return _http_matches(c, action)
     if c["type"] == "deputy_tcp":

@@ -26,6 +26,7 @@ type Session interface {
 	Chain() *actor.Chain
 	Context() context.Context
 	Authorize(ctx context.Context, cmd proxy.Command) (Pass, error)
+	Would(cmd proxy.Command) bool
 	Refuse(ctx context.Context, cmd proxy.Command, o proxy.Objection) *proxy.Refusal
 	// Renew puts a fresh credential in force.
 	Renew(ctx context.Context, peer proxy.Peer, credential string) error

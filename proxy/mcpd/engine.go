@@ -1,0 +1,90 @@
+package mcpd
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"github.com/deputymesh/deputy/actor"
+	"github.com/deputymesh/deputy/internal/target"
+	"github.com/deputymesh/deputy/proxy"
+	"github.com/deputymesh/deputy/proxy/internal/hop"
+)
+
+// What the engine shares with others that speak HTTP.
+type (
+	Core     = hop.Core
+	Session  = hop.Session
+	Pass     = hop.Pass
+	Upstream = hop.Upstream
+	Account  = hop.Account
+)
+
+// Path is where agents find the server at the proxy, whatever its path is at the target.
+const Path = "/mcp"
+
+// ForTarget gives an engine the part of the core that is about one target.
+func ForTarget(core *proxy.Core, t target.Name) Core { return hop.ForTarget(core, t) }
+
+// Config makes an engine for one target.
+type Config struct {
+	Core Core
+	// Target is spiffe://<td>/target/<name>.
+	Target spiffeid.ID
+	// Mesh is the broker's issuer URL, which the metadata names.
+	Mesh string
+	// TLS is what [proxy.ServerTLS] makes: the proxy's SVID, and agents verified by theirs.
+	TLS *tls.Config
+	// SVID is the proxy's own: its key signs what servers are told about the chain.
+	SVID x509svid.Source
+	// Upstream is the target's server, and Endpoint the path of its MCP endpoint.
+	Upstream Upstream
+	Endpoint string
+	// Accounts are those at the target that may be used, in order of preference.
+	Accounts []Account
+
+	// StartupTimeout is for TLS, and for the header of each request.
+	StartupTimeout time.Duration
+	MaxConnections int // of agents with a credential at once
+
+	Logger *slog.Logger
+}
+
+// Engine serves one target.
+type Engine struct {
+	cfg      Config
+	hop      *hop.Hop
+	sessions *sessions
+}
+
+// New checks the configuration and makes an engine. It connects to nothing yet.
+func New(cfg Config) (*Engine, error) {
+	switch {
+	case cfg.SVID == nil:
+		return nil, errors.New("making the MCP engine: no SVID to sign with what servers are told about the chain")
+	case !strings.HasPrefix(cfg.Endpoint, "/") || strings.ContainsAny(cfg.Endpoint, "?#% \\"):
+		return nil, fmt.Errorf("making the MCP engine: %q is no path of an endpoint", cfg.Endpoint)
+	}
+	h, err := hop.New(hop.Config{
+		Core: cfg.Core, Target: cfg.Target, Mesh: cfg.Mesh, DetailType: actor.MCPDetail{}.Type(), Protocol: "mcp", TLS: cfg.TLS, Upstream: cfg.Upstream,
+		Accounts: cfg.Accounts, StartupTimeout: cfg.StartupTimeout, MaxConnections: cfg.MaxConnections, Logger: cfg.Logger,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("making the MCP engine: %w", err)
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	return &Engine{cfg: cfg, hop: h, sessions: newSessions(time.Now)}, nil
+}
+
+// Serve accepts agents on l until ctx is done, then ends every connection and waits for it. It closes l.
+func (e *Engine) Serve(ctx context.Context, l net.Listener) error { return e.hop.Serve(ctx, l, e) }

@@ -1,0 +1,212 @@
+package mcpd
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/deputymesh/deputy/policy"
+	"github.com/deputymesh/deputy/proxy/internal/hop"
+)
+
+// Headers of the protocol.
+const (
+	versionHeader = "Mcp-Protocol-Version"
+	sessionHeader = "Mcp-Session-Id"
+	methodHeader  = "Mcp-Method"
+	nameHeader    = "Mcp-Name"
+	paramPrefix   = "Mcp-Param-"
+)
+
+// stateless is the first version without sessions. versionMeta is where its requests name their version, too.
+const (
+	stateless   = "2026-07-28"
+	versionMeta = "io.modelcontextprotocol/protocolVersion"
+)
+
+// withSessions are the versions before it.
+var withSessions = []string{"2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"}
+
+// fault is why a request isn't even decided.
+type fault struct {
+	status, code int
+	class        string
+	reason       string
+}
+
+func malformed(format string, args ...any) *fault {
+	return &fault{http.StatusBadRequest, codeInvalid, hop.ClassMalformed, fmt.Sprintf(format, args...)}
+}
+
+func differs(format string, args ...any) *fault {
+	return &fault{http.StatusBadRequest, codeHeaderMismatch, hop.ClassMalformed, fmt.Sprintf(format, args...)}
+}
+
+// checkRequest looks at what is around the message.
+func checkRequest(r *http.Request) *fault {
+	switch {
+	case len(r.Header.Values("Origin")) > 0:
+		// An agent has none. Pages in a browser do, whatever host they believe to talk to.
+		return &fault{http.StatusForbidden, codeInvalid, hop.ClassUnsupported, "the request comes from a page in a browser"}
+	case r.URL.Path != Path || r.URL.RawQuery != "" || r.RequestURI != Path:
+		return &fault{http.StatusNotFound, codeInvalid, hop.ClassUnsupported, "tool servers are at " + Path + " here, without a query"}
+	}
+	for _, name := range []string{versionHeader, sessionHeader, methodHeader, nameHeader, "Content-Type"} {
+		if len(r.Header.Values(name)) > 1 {
+			return malformed("the header %s stands there twice", name)
+		}
+	}
+	if r.Method != http.MethodPost {
+		return nil
+	}
+	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if err != nil || kind != "application/json" || r.Header.Get("Content-Encoding") != "" {
+		return &fault{http.StatusUnsupportedMediaType, codeInvalid, hop.ClassMalformed, "application/json is expected, and no content encoding"}
+	}
+	return nil
+}
+
+// bodyTime is how long an agent may take for one message.
+const bodyTime = 30 * time.Second
+
+// readMessage reads the one message of a POST.
+func readMessage(w http.ResponseWriter, r *http.Request) ([]byte, message, *fault) {
+	slow := http.NewResponseController(w)
+	if err := slow.SetReadDeadline(time.Now().Add(bodyTime)); err != nil {
+		return nil, message{}, malformed("the message can't be read")
+	}
+	body, err := io.ReadAll(io.LimitReader(r.Body, maxRequest+1))
+	if err = errors.Join(err, slow.SetReadDeadline(time.Time{})); err != nil {
+		return nil, message{}, malformed("the message can't be read to its end")
+	}
+	if len(body) > maxRequest {
+		return nil, message{}, &fault{http.StatusRequestEntityTooLarge, codeInvalid, hop.ClassMalformed, fmt.Sprintf("the message has more than %d bytes", maxRequest)}
+	}
+	m, err := parseMessage(body)
+	if err != nil {
+		f := malformed("the message can't be decided: %v", err)
+		if !json.Valid(body) {
+			f.code = codeParse
+		}
+		return body, message{}, f
+	}
+	return body, m, nil
+}
+
+// checkHeaders holds the headers against the message: whoever decides by one and acts by the other could be told two things. It says whether
+// the request is one of the stateless protocol.
+func checkHeaders(h http.Header, m message) (bool, *fault) {
+	version := h.Get(versionHeader)
+	if version != "" && version != stateless && !slices.Contains(withSessions, version) {
+		return false, malformed("the protocol version %.32q isn't known here", version)
+	}
+	modern := version == stateless
+	meta, err := m.params.object("_meta")
+	if err != nil {
+		return false, malformed("params: %v", err)
+	}
+	if _, there := meta[versionMeta]; there {
+		if said, err := meta.text(versionMeta); err != nil || said != version {
+			return false, differs("the header %s says %q, and the message another version", versionHeader, version)
+		}
+	} else if modern && m.kind == isRequest {
+		return false, differs("the header %s says %q, and the message names no version", versionHeader, version)
+	}
+	if modern && m.method == "initialize" {
+		return false, malformed("version %s has no initialize", stateless)
+	}
+	if got, there := header(h, methodHeader); there && got != m.method || modern && !there && m.kind != isResponse {
+		return false, differs("the header %s isn't the message's method", methodHeader)
+	}
+	name := ""
+	if slices.Contains(named, m.method) {
+		name, _ = m.params.text(map[bool]string{true: "uri", false: "name"}[m.method == "resources/read"])
+	}
+	if got, there := header(h, nameHeader); there && got != name || modern && name != "" && !there {
+		return false, differs("the header %s isn't what the message names", nameHeader)
+	}
+	return modern, checkParams(h, m)
+}
+
+// checkParams looks for the value of each Mcp-Param header among the arguments. Which of them it stands for only the server knows, which has
+// to hold it against the right one.
+func checkParams(h http.Header, m message) *fault {
+	var values []string
+	for name := range h {
+		if !strings.HasPrefix(name, paramPrefix) {
+			continue
+		}
+		got, _ := header(h, name)
+		if m.method != "tools/call" || len(h.Values(name)) != 1 {
+			return differs("the header %s stands there twice, or for no argument", name)
+		}
+		if values == nil {
+			values = scalars(m.params["arguments"])
+		}
+		if !slices.Contains(values, got) {
+			return differs("the header %s says what no argument does", name)
+		}
+	}
+	return nil
+}
+
+// scalars are the values of all members, at any depth, as text.
+func scalars(raw json.RawMessage) []string {
+	o, err := parseObject(raw)
+	if err != nil {
+		return nil
+	}
+	var out []string
+	text, err := policy.Arguments(raw)
+	if err != nil {
+		return nil
+	}
+	var top map[string]*string
+	_ = json.Unmarshal([]byte(text), &top) // our own spelling
+	for name, v := range top {
+		if v != nil {
+			out = append(out, *v)
+		} else {
+			out = append(out, scalars(o[name])...)
+		}
+	}
+	return out
+}
+
+// header is a header's value, decoded where it isn't plain ASCII (SEP-2243).
+func header(h http.Header, name string) (string, bool) {
+	all := h.Values(name)
+	if len(all) == 0 {
+		return "", false
+	}
+	v := all[0]
+	if in, ok := strings.CutPrefix(v, "=?base64?"); ok {
+		if in, ok = strings.CutSuffix(in, "?="); ok {
+			if decoded, err := base64.StdEncoding.DecodeString(in); err == nil {
+				return string(decoded), true
+			}
+		}
+	}
+	return v, true
+}
+
+// upstreamHeader makes the headers of the target's request: what the protocol has, and nothing else of the agent's.
+func (e *Engine) upstreamHeader(in http.Header, s *mcpSession, modern bool) http.Header {
+	out := http.Header{"Accept": {"application/json, text/event-stream"}, "User-Agent": {"deputy"}}
+	for name, values := range in {
+		if name == versionHeader || name == methodHeader || name == nameHeader || strings.HasPrefix(name, paramPrefix) || name == "Traceparent" || name == "Tracestate" {
+			out[name] = values
+		}
+	}
+	if s != nil && !modern {
+		out.Set(sessionHeader, s.upstream)
+	}
+	return out
+}

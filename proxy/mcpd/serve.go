@@ -1,0 +1,247 @@
+package mcpd
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/deputymesh/deputy/actor"
+	"github.com/deputymesh/deputy/proxy"
+	"github.com/deputymesh/deputy/proxy/internal/hop"
+)
+
+// chainHeader carries the chain to the server ([actor.VerifyChain]).
+const chainHeader = "Deputy-Chain"
+
+// exchange is one request on its way.
+type exchange struct {
+	e       *Engine
+	w       http.ResponseWriter
+	core    Session
+	account *hop.Account
+	owner   [32]byte
+	modern  bool
+	session *mcpSession // nil without
+	m       message     // what the agent sent; empty for GET and DELETE
+	pass    hop.Pass
+
+	status    int   // of the target's answer
+	bytes     int64 // to the agent
+	streaming bool  // an event stream has begun
+	denied    bool  // the answer was replaced by a refusal
+	whole     bool  // the answer went through to its end
+}
+
+// ServeHTTP takes one request from its credential to its outcome.
+func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	core, account, ok := e.hop.Admit(w, r)
+	if !ok {
+		return
+	}
+	x := &exchange{e: e, w: w, core: core, account: account, owner: ownerOf(core, account.Name)}
+	if f := checkRequest(r); f != nil {
+		x.refuse(r.Context(), r.Method, nil, f)
+		return
+	}
+	var body []byte
+	var known method
+	cmd := proxy.Command{Kind: r.Method, Text: r.Method, Scrubbed: r.Method, Account: account.Name, Check: whole, Ops: []proxy.Op{e.op(proxy.VerbConnect, "", "", "", false)}}
+	var f *fault
+	switch r.Method {
+	case http.MethodPost:
+		if body, x.m, f = readMessage(w, r); f == nil {
+			x.modern, f = checkHeaders(r.Header, x.m)
+		}
+	case http.MethodGet, http.MethodDelete:
+		if r.Header.Get(sessionHeader) == "" || r.Header.Get("Last-Event-Id") != "" || r.ContentLength != 0 {
+			f = malformed("a session is expected, no body, and no stream to be resumed: this version resumes none")
+		}
+	default:
+		w.Header().Set("Allow", "POST, GET, DELETE")
+		f = &fault{http.StatusMethodNotAllowed, codeInvalid, hop.ClassUnsupported, "POST, GET and DELETE are expected"}
+	}
+	if f == nil {
+		f = x.findSession(r)
+	}
+	if f == nil && r.Method == http.MethodPost {
+		cmd, known, f = x.what(body)
+	}
+	if f != nil {
+		x.refuse(r.Context(), cmd.Scrubbed, body, f)
+		return
+	}
+	x.decide(r, cmd, known, body)
+}
+
+// findSession finds the session that a request names.
+func (x *exchange) findSession(r *http.Request) *fault {
+	id := r.Header.Get(sessionHeader)
+	if id == "" || x.modern { // the stateless protocol has none, and servers ignore it
+		return nil
+	}
+	if x.m.method == "initialize" {
+		return malformed("initialize begins a session, and can't be in one")
+	}
+	if x.session = x.e.sessions.find(id, x.owner); x.session == nil {
+		return &fault{http.StatusNotFound, codeInvalid, hop.ClassUnsupported, "there is no such session; begin one with initialize"}
+	}
+	if v := r.Header.Get(versionHeader); v != "" && v != x.session.speaks() {
+		return malformed("the session speaks version %s", x.session.speaks())
+	}
+	return nil
+}
+
+// what says what a message asks for.
+func (x *exchange) what(body []byte) (proxy.Command, method, *fault) {
+	if x.m.kind == isResponse {
+		if x.session != nil && x.m.key != "" {
+			if asked, ok := x.session.answer(x.m.key); ok {
+				known := fromServer[asked]
+				return proxy.Command{
+					Kind: "answer", Text: string(body), Scrubbed: "answer to " + asked, Account: x.account.Name, Check: whole,
+					Ops: []proxy.Op{x.e.op(known.verb, "", "", "", known.write)},
+				}, known, nil
+			}
+		}
+		return proxy.Command{Scrubbed: "answer"}, method{}, malformed("the server asked nothing that this answers")
+	}
+	known, ok := fromClient[x.m.method]
+	if !ok || known.notice != (x.m.kind == isNotification) {
+		f := &fault{http.StatusOK, codeNoMethod, hop.ClassUnsupported, "the method " + hop.Clip(hop.Printable(x.m.method), 64) + " can't be decided here"}
+		if x.modern || x.m.kind == isNotification {
+			f.status = http.StatusNotFound
+		}
+		return proxy.Command{Scrubbed: hop.Printable(x.m.method)}, known, f
+	}
+	cmd, err := x.e.command(x.m, known, body, x.account.Name)
+	if err != nil {
+		f := malformed("%v", err)
+		f.code = -32602
+		if !x.modern {
+			f.status = http.StatusOK
+		}
+		return cmd, known, f
+	}
+	return cmd, known, nil
+}
+
+// decide decides, and does what is allowed.
+func (x *exchange) decide(r *http.Request, cmd proxy.Command, known method, body []byte) {
+	e := x.e
+	// 1. Whether it may be. The decision is durable when Authorize returns: no message is known to be without effect.
+	pass, err := x.core.Authorize(r.Context(), cmd)
+	if err != nil {
+		x.deny(r, err)
+		return
+	}
+	x.pass = pass
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	stop := context.AfterFunc(x.core.Context(), cancel)
+	defer stop()
+	chain, err := x.stateChain(r.Method)
+	if err == nil {
+		err = pass.Use()
+	}
+	if err != nil {
+		x.complete(ctx, "not_sent")
+		x.deny(r, err)
+		return
+	}
+	// 2. The effect, and its outcome: "cut" unless the answer went through to its end.
+	status := "cut"
+	defer func() { x.complete(ctx, status) }()
+	x.w.Header().Set("Deputy-Record", pass.RecordID().String())
+	header := e.upstreamHeader(r.Header, x.session, x.modern)
+	header.Set(chainHeader, chain)
+	pass.Forwarded(int64(len(body)))
+	a, err := x.send(ctx, r.Method, header, body)
+	if err == nil {
+		defer a.Body.Close()
+		err = x.answered(ctx, a)
+	}
+	if err != nil {
+		x.unanswered(r, err)
+	}
+	switch {
+	case x.core.Context().Err() != nil:
+	case err != nil || x.denied || x.status >= 400:
+		status = "error"
+	case x.whole:
+		status = "ok"
+	}
+}
+
+// send sends a request to the target under the account.
+func (x *exchange) send(ctx context.Context, httpMethod string, header http.Header, body []byte) (*http.Response, error) {
+	up := x.e.cfg.Upstream.URL
+	u := url.URL{Scheme: up.Scheme, Host: up.Host, Path: x.e.cfg.Endpoint}
+	q, err := http.NewRequestWithContext(ctx, httpMethod, u.String(), bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	q.Header = header
+	if body != nil {
+		q.Header.Set("Content-Type", "application/json")
+	} else {
+		q.Body = nil
+	}
+	return x.account.RoundTrip(q)
+}
+
+// stateChain signs what the server is told about the chain of a request.
+func (x *exchange) stateChain(httpMethod string) (string, error) {
+	svid, err := x.e.cfg.SVID.GetX509SVID()
+	if err == nil {
+		var raw string
+		statement := actor.StateChain(x.core.Chain(), svid.ID, httpMethod, x.e.cfg.Endpoint, string(x.pass.RecordID()), time.Now())
+		if raw, err = actor.SignChain(svid.PrivateKey, svid.Certificates, statement); err == nil {
+			return raw, nil
+		}
+	}
+	x.e.cfg.Logger.Error("the chain can't be stated", "target", x.e.hop.Name(), "error", err)
+	return "", &proxy.Refusal{Class: proxy.ClassNotReady, Reason: "the server can't be told who asks, so it isn't asked", RecordID: x.pass.RecordID(), Err: err}
+}
+
+func (x *exchange) complete(ctx context.Context, status string) {
+	o := proxy.Outcome{Status: status, Bytes: x.bytes}
+	if x.status != 0 {
+		o.Code = strconv.Itoa(x.status)
+		o.Command = "HTTP " + o.Code
+	}
+	if err := x.pass.Completed(context.WithoutCancel(ctx), o); err != nil {
+		x.e.cfg.Logger.ErrorContext(ctx, "an outcome couldn't be recorded", "error", err)
+	}
+}
+
+// Reasons that there is no answer.
+var (
+	errSignIn  = errors.New("the target didn't accept the proxy's credential")
+	errUnclear = errors.New("the target's answer can't be read")
+)
+
+// unanswered tells the agent that there is no answer, where it hasn't got a part of one.
+func (x *exchange) unanswered(r *http.Request, err error) {
+	if x.core.Context().Err() != nil {
+		x.deny(r, &proxy.Refusal{Class: proxy.ClassRevoked, Reason: context.Cause(x.core.Context()).Error(), Ended: true, RecordID: x.pass.RecordID()})
+		return
+	}
+	if r.Context().Err() == nil {
+		x.e.cfg.Logger.ErrorContext(r.Context(), "the target gave no answer", "target", x.e.hop.Name(), "account", x.account.Name, "error", err)
+	}
+	reason := "the target can't be reached, or broke off; if it stays so, tell the operator of this proxy"
+	switch {
+	case errors.Is(err, errSignIn):
+		reason = "the target didn't accept the proxy's own credential; tell the operator of this proxy"
+	case errors.Is(err, errUnclear):
+		reason = "the target's answer can't be read in one way only, so it isn't passed on"
+	}
+	x.say(http.StatusBadGateway, codeInternal, &proxy.Refusal{Class: "target", Reason: reason, RecordID: x.pass.RecordID()})
+}
+
+func drain(r io.Reader) { _, _ = io.Copy(io.Discard, io.LimitReader(r, 64<<10)) }

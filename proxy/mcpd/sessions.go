@@ -1,0 +1,135 @@
+package mcpd
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"fmt"
+	"sync"
+	"time"
+)
+
+const (
+	maxSessions      = 4096
+	maxSessionsEach  = 64 // of one chain
+	sessionIdle      = time.Hour
+	maxUpstreamID    = 1024
+	maxOpenQuestions = 64 // of a server, in one session
+)
+
+// sessions are those of the protocol up to 2025-11-25. The agent's id is the proxy's own: a session's id at the target stays here, and
+// is good for the chain that began it and no other.
+type sessions struct {
+	now func() time.Time
+
+	mu   sync.Mutex
+	byID map[string]*mcpSession // guarded by mu
+}
+
+// mcpSession is one of them.
+type mcpSession struct {
+	id, upstream string
+	owner        [sha256.Size]byte
+
+	mu        sync.Mutex
+	version   string // guarded by mu, as is what follows
+	used      time.Time
+	questions map[string]string // the server's requests that the agent got, and their methods
+}
+
+func newSessions(now func() time.Time) *sessions {
+	return &sessions{now: now, byID: map[string]*mcpSession{}}
+}
+
+// ownerOf names a chain, account included: the user, the task, and every agent by its instance. A fresh credential of the same agent for
+// the same task has the same.
+func ownerOf(core Session, account string) [sha256.Size]byte {
+	h := sha256.New()
+	c := core.Chain()
+	_, _ = fmt.Fprintf(h, "%q %q %q %q", account, c.User.Issuer, c.User.Subject, c.Txn) // a hash takes everything
+	for _, hop := range c.Hops {
+		_, _ = fmt.Fprintf(h, " %q", hop.ID)
+	}
+	var out [sha256.Size]byte
+	h.Sum(out[:0])
+	return out
+}
+
+// begin keeps a session that the target has begun; nil means that there are too many.
+func (s *sessions) begin(upstream string, owner [sha256.Size]byte, version string) *mcpSession {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	own := 0
+	for id, old := range s.byID {
+		switch {
+		case s.now().Sub(old.lastUse()) > sessionIdle:
+			delete(s.byID, id)
+		case old.owner == owner:
+			own++
+		}
+	}
+	if own >= maxSessionsEach || len(s.byID) >= maxSessions {
+		return nil
+	}
+	n := &mcpSession{id: rand.Text(), upstream: upstream, owner: owner, version: version, used: s.now(), questions: map[string]string{}}
+	s.byID[n.id] = n
+	return n
+}
+
+// find is the session of a chain by its id; nil if there is none, or it is another chain's.
+func (s *sessions) find(id string, owner [sha256.Size]byte) *mcpSession {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.byID[id]
+	if n == nil || n.owner != owner || s.now().Sub(n.lastUse()) > sessionIdle {
+		return nil
+	}
+	n.mu.Lock()
+	n.used = s.now()
+	n.mu.Unlock()
+	return n
+}
+
+func (s *sessions) forget(n *mcpSession) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.byID, n.id)
+}
+
+func (n *mcpSession) lastUse() time.Time {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.used
+}
+
+// ask notes a question of the server's that the agent is about to get.
+func (n *mcpSession) ask(key, method string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if _, twice := n.questions[key]; twice || len(n.questions) >= maxOpenQuestions {
+		return false
+	}
+	n.questions[key] = method
+	return true
+}
+
+// answer takes a question back: it is answered once.
+func (n *mcpSession) answer(key string) (method string, ok bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	method, ok = n.questions[key]
+	delete(n.questions, key)
+	return method, ok
+}
+
+// speaks is the session's version; "" until it is known.
+func (n *mcpSession) speaks() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.version
+}
+
+func (n *mcpSession) speak(version string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.version = version
+}

@@ -1,0 +1,204 @@
+package mcpd
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+
+	"github.com/deputymesh/deputy/actor"
+	"github.com/deputymesh/deputy/proxy"
+)
+
+func refusalOf(err error) *proxy.Refusal {
+	if err == nil {
+		return nil
+	}
+	var no *proxy.Refusal
+	if !errors.As(err, &no) {
+		no = &proxy.Refusal{Class: proxy.ClassUndecided, Reason: err.Error(), Err: err}
+	}
+	return no
+}
+
+// stream passes an event stream on, message by message. Only messages of the protocol go through: names, ids and times of events don't, since
+// no stream is resumed here.
+func (x *exchange) stream(ctx context.Context, a *http.Response) error {
+	if x.m.method == "initialize" {
+		// The session's id is in the header, which goes first; its version comes in the stream.
+		if err := x.begin(a, message{}); err != nil {
+			return err
+		}
+	}
+	h := x.w.Header()
+	h.Set("Content-Type", "text/event-stream")
+	h.Set("Cache-Control", "no-store")
+	x.w.WriteHeader(http.StatusOK)
+	x.streaming = true
+	flush := http.NewResponseController(x.w).Flush
+	if err := flush(); err != nil {
+		return err
+	}
+	events := newEvents(a.Body)
+	for {
+		data, err := events.next()
+		if errors.Is(err, io.EOF) {
+			// A stream of a session's own ends when it likes; one of a request ends with the response.
+			x.whole = x.m.id == nil
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		out, last := []byte(nil), false
+		if data != nil {
+			m, err := parseMessage(data)
+			if err != nil {
+				return fmt.Errorf("%w: %w", errUnclear, err)
+			}
+			if out, last, err = x.fromServer(ctx, m, data); err != nil {
+				return err
+			}
+			if out == nil {
+				continue
+			}
+		}
+		x.writeEvent(out)
+		if err := flush(); err != nil {
+			return err // the agent is gone
+		}
+		if last {
+			x.whole = true
+			return nil
+		}
+	}
+}
+
+// fromServer decides about one message of a stream: what the agent gets of it, if anything, and whether it was the last.
+func (x *exchange) fromServer(ctx context.Context, m message, raw []byte) ([]byte, bool, error) {
+	switch m.kind {
+	case isNotification:
+		if !slices.Contains(notices, m.method) || m.method == "notifications/resources/updated" && !x.mayHear(m) {
+			return nil, false, nil
+		}
+		return raw, false, nil
+	case isRequest:
+		no := x.question(ctx, m.method, raw)
+		if no == nil && (x.session == nil || !x.session.ask(m.key, m.method)) {
+			no = &proxy.Refusal{Class: proxy.ClassQuota, Reason: "too many requests are open, or they belong to no session"}
+		}
+		if no != nil {
+			if !x.modern {
+				x.tellServer(ctx, m, no)
+			}
+			return nil, false, nil
+		}
+		return raw, false, nil
+	}
+	if x.m.id == nil || m.key != x.m.key {
+		return nil, false, nil // nobody asked on this stream
+	}
+	if x.m.method == "initialize" && m.result != nil && x.session != nil {
+		result, err := parseObject(m.result)
+		if err != nil {
+			return nil, false, fmt.Errorf("%w: %w", errUnclear, err)
+		}
+		version, err := result.text("protocolVersion")
+		if err != nil || !slices.Contains(withSessions, version) {
+			return nil, false, fmt.Errorf("%w: it speaks version %.32q", errUnclear, version)
+		}
+		x.session.speak(version)
+	}
+	out, err := x.rewrite(ctx, m, raw)
+	return out, true, err
+}
+
+// mayHear says whether the agent may hear of a resource.
+func (x *exchange) mayHear(m message) bool {
+	uri, err := m.params.text("uri")
+	if err != nil || actor.CheckMCPURI(uri) != nil {
+		return false
+	}
+	return x.core.Would(proxy.Command{Kind: m.method, Account: x.account.Name, Ops: []proxy.Op{x.e.op("subscribe", actor.MCPResource, uri, "", false)}})
+}
+
+// writeEvent writes one message, or a comment that keeps connections alive.
+func (x *exchange) writeEvent(data []byte) {
+	if data == nil {
+		x.write([]byte(":\n\n"))
+		return
+	}
+	var b bytes.Buffer
+	b.WriteString("event: message\n")
+	for line := range bytes.SplitSeq(data, []byte("\n")) {
+		b.WriteString("data: ")
+		b.Write(bytes.TrimRight(line, "\r"))
+		b.WriteByte('\n')
+	}
+	b.WriteByte('\n')
+	x.write(b.Bytes())
+}
+
+// events reads an event stream (HTML, "Server-sent events").
+type events struct{ r *bufio.Reader }
+
+func newEvents(r io.Reader) *events { return &events{bufio.NewReaderSize(r, 32<<10)} }
+
+// next is the data of the next event, or nil for a comment.
+func (s *events) next() ([]byte, error) {
+	var data []byte
+	has, size := false, 0
+	for {
+		line, err := s.line(maxAnswer - size)
+		if err != nil {
+			return nil, err
+		}
+		size += len(line)
+		switch {
+		case len(line) == 0 && has && len(data) > 0:
+			return data, nil
+		case len(line) == 0:
+			data, has, size = nil, false, 0 // an event without data is none
+		case line[0] == ':':
+			if !has {
+				return nil, nil
+			}
+		default:
+			name, value, _ := bytes.Cut(line, []byte(":"))
+			value = bytes.TrimPrefix(value, []byte(" "))
+			if string(name) == "data" {
+				if has {
+					data = append(data, '\n')
+				}
+				data, has = append(data, value...), true
+			}
+		}
+	}
+}
+
+// line reads one line of at most limit bytes. A lone carriage return ends a line for some readers and not for others: it is refused.
+func (s *events) line(limit int) ([]byte, error) {
+	var line []byte
+	for {
+		part, err := s.r.ReadSlice('\n')
+		if len(line)+len(part) > limit {
+			return nil, fmt.Errorf("%w: an event has more than %d bytes", errUnclear, maxAnswer)
+		}
+		line = append(line, part...)
+		if errors.Is(err, bufio.ErrBufferFull) {
+			continue
+		}
+		if err != nil {
+			return nil, err // what has no end is no line
+		}
+		line = bytes.TrimSuffix(bytes.TrimSuffix(line, []byte("\n")), []byte("\r"))
+		if bytes.IndexByte(line, '\r') >= 0 {
+			return nil, fmt.Errorf("%w: a carriage return inside a line", errUnclear)
+		}
+		return line, nil
+	}
+}
