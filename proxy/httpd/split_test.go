@@ -87,3 +87,44 @@ func TestQueriesAreSentOnInOneSpelling(t *testing.T) {
 		}
 	}
 }
+
+// Services and what stands before them read names of headers in ways of their own, and know who asks by many.
+func TestNoSpellingOfAHeaderSaysWhoAsks(t *testing.T) {
+	r := newRig(t, http.HandlerFunc(echo))
+	var headers []string
+	for _, name := range []string{
+		"X.Forwarded.For", "Remote.User", "X~Real~Ip", "X-Webauth-User", "Remote-Groups", "Remote-Email", "X-Authentik-Username", "X-Pomerium-Jwt-Assertion", "Cf-Access-Jwt-Assertion",
+		"X-Consumer-Username", "X-Credential-Identifier", "Oidc-Claim-Sub", "X-Oidc-Email", "Iv-User", "Sm-User", "Tailscale-User-Login", "X-Arr-Clientcert", "X-Vouch-User", "X-Userinfo", "X-Access-Token",
+		"X-Id-Token", "X-Jwt-Assertion", "X-Spiffe-Id", "X-Appengine-User-Email", "X-User-Id", "X-User-Roles", "X-Verified-User",
+	} {
+		headers = append(headers, name, "1.2.3.4")
+	}
+	s := r.seen("GET", "/", nil, append(headers, "X-Request-Id", "kept", "Traceparent", "kept")...)
+	for name, values := range s.Header {
+		if strings.Contains(strings.Join(values, ","), "1.2.3.4") {
+			t.Errorf("%s got through", name)
+		}
+	}
+	if s.Header.Get("X-Request-Id") != "kept" || s.Header.Get("Traceparent") != "kept" {
+		t.Errorf("other headers: %v", s.Header)
+	}
+}
+
+// A path that names a host once its own is taken away would lead agents away from the service.
+func TestLocationsStayAtTheService(t *testing.T) {
+	var own string
+	r := newRig(t, http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		own = "https://" + q.Host
+		w.Header().Set("Location", own+q.URL.Query().Get("to"))
+		w.WriteHeader(http.StatusFound)
+	}))
+	for to, want := range map[string]string{"/a?b=c": "/a?b=c", "//evil.example/a": "", "/a//b": "/a//b", "": ""} {
+		a, _ := r.do("GET", "/x?to="+url.QueryEscape(to), nil)
+		if want == "" {
+			want = own + to
+		}
+		if got := a.Header.Get("Location"); got != want {
+			t.Errorf("%q became %q, want %q", to, got, want)
+		}
+	}
+}
