@@ -79,6 +79,7 @@ http {
   uwsgi_temp_path @DIR@/tmp;
   scgi_temp_path @DIR@/tmp;
   client_max_body_size 1g;
+  client_header_timeout 10m;
   keepalive_requests 100000;
   default_type application/octet-stream;
   server {
