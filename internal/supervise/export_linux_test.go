@@ -10,3 +10,6 @@ func NewRunDir(runtimeDir string, id actor.AgentID) (string, func() error, error
 	}
 	return d.path, d.remove, nil
 }
+
+// KeepPagesOut is what stands before each web service's listener.
+var KeepPagesOut = keepPagesOut

@@ -64,7 +64,7 @@ func (s *Supervisor) openHTTP(ctx context.Context) error {
 // handler relays requests. A tool server's clients name the listener: a page that had its own name resolve to this machine doesn't.
 func (l *httpListener) handler() http.Handler {
 	if l.target.Kind != "mcp" {
-		return l.relay
+		return keepPagesOut(l.relay)
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, port, _ := net.SplitHostPort(l.tcp.Addr().String())
