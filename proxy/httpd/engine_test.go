@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -568,6 +569,28 @@ func TestShutdownEndsEverySession(t *testing.T) {
 			t.Errorf("a session was closed by %q", c.why)
 		}
 	}
+}
+
+// More strangers than may wait push one another out, and hold nobody up.
+func TestStrangersHoldNobodyUp(t *testing.T) {
+	r := newRig(t, http.HandlerFunc(echo))
+	for range 300 {
+		c, err := net.Dial("tcp", r.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	r.seen("GET", "/x", nil)
+	// Nor does an agent that opens more connections than it may without a credential.
+	for range 130 {
+		c, err := tls.Dial("tcp", r.address, r.tls)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	r.seen("GET", "/y", nil)
 }
 
 func TestConnectionsAreBounded(t *testing.T) {

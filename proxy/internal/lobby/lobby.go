@@ -35,18 +35,23 @@ type Guest struct {
 
 // Enter lets a connection in; it reports whether another one had to go.
 func (r *Room) Enter(conn net.Conn) (g *Guest, full bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	g = &Guest{conn: conn}
-	return g, r.seat(g, &r.strangers, maxStrangers)
+	r.mu.Lock()
+	out := r.seat(g, &r.strangers, maxStrangers)
+	r.mu.Unlock()
+	return g, out.close()
 }
 
 // Recognise is called when a connection has shown the SVID of an agent. It reports whether another one had to go.
 func (r *Room) Recognise(g *Guest, agent string) (full bool) {
+	return r.recognise(g, agent).close()
+}
+
+func (r *Room) recognise(g *Guest, agent string) (out *Guest) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if g.place == nil {
-		return false // it had to go meanwhile
+		return nil // it had to go meanwhile
 	}
 	r.drop(g)
 	g.agent = agent
@@ -66,18 +71,25 @@ func (r *Room) Leave(g *Guest) {
 	r.drop(g)
 }
 
-// seat needs the lock.
-func (r *Room) seat(g *Guest, in *list.List, most int) (full bool) {
-	if full = in.Len() >= most; full {
-		oldest, _ := in.Front().Value.(*Guest)
-		r.drop(oldest)
-		_ = oldest.conn.Close()
+// close ends the connection of whoever had to go, if anybody had. It is called without the lock: a connection may leave the room as it ends.
+func (g *Guest) close() (full bool) {
+	if g != nil {
+		_ = g.conn.Close()
+	}
+	return g != nil
+}
+
+// seat gives a place, and says who has to go for it. It needs the lock.
+func (r *Room) seat(g *Guest, in *list.List, most int) (out *Guest) {
+	if in.Len() >= most {
+		out, _ = in.Front().Value.(*Guest)
+		r.drop(out)
 	}
 	g.place, g.at = in, in.PushBack(g)
 	if g.agent != "" {
 		r.agents[g.agent] = in // drop may have taken the last one's list away
 	}
-	return full
+	return out
 }
 
 // drop needs the lock.
