@@ -17,7 +17,7 @@ import (
 
 // mcpConfig is a tool server: a web service's origin and accounts, and where at it the Model Context Protocol is spoken.
 type mcpConfig struct {
-	httpConfig `yaml:",inline"`
+	Service httpConfig `yaml:",inline"`
 	// Endpoint is the path at the server; /mcp by default.
 	Endpoint string `yaml:"endpoint,omitempty"`
 }
@@ -26,17 +26,17 @@ func (c *mcpConfig) check(path string) error {
 	if c == nil {
 		return fieldError(path, "url and accounts are expected, and endpoint unless it is /mcp")
 	}
-	if c.PlainHTTP2 || c.FoldCase || c.Cookies {
+	if c.Service.PlainHTTP2 || c.Service.FoldCase || c.Service.Cookies {
 		return fieldError(path, "plain_http2, fold_case and cookies don't stand at a tool server")
 	}
 	if c.Endpoint == "" {
 		c.Endpoint = "/mcp"
 	}
-	return c.httpConfig.check(path)
+	return c.Service.check(path)
 }
 
 func (t *targetConfig) mcpEngine(config, mesh string, td spiffeid.TrustDomain, core *proxy.Core, name target.Name, svid x509svid.Source, server *tls.Config, logger *slog.Logger) (proxy.Engine, error) {
-	c := t.MCP
+	c := &t.MCP.Service
 	u, err := url.Parse(c.URL)
 	if err != nil {
 		return nil, fmt.Errorf("target %s: %w", t.Name, err)
@@ -52,7 +52,7 @@ func (t *targetConfig) mcpEngine(config, mesh string, td spiffeid.TrustDomain, c
 		accounts = append(accounts, a.account)
 	}
 	e, err := mcpd.New(mcpd.Config{
-		Core: mcpd.ForTarget(core, name), Target: name.ID(td), Mesh: mesh, TLS: server, SVID: svid, Endpoint: c.Endpoint,
+		Core: mcpd.ForTarget(core, name), Target: name.ID(td), Mesh: mesh, TLS: server, SVID: svid, Endpoint: t.MCP.Endpoint,
 		Upstream: mcpd.Upstream{URL: u, RootCAs: cas, ServerName: c.ServerName}, Accounts: accounts, Logger: logger.With("target", t.Name),
 	})
 	if err != nil {

@@ -247,7 +247,7 @@ func (c *proxyConfig) readSecrets(config string) error {
 		case t.HTTP != nil:
 			err = t.HTTP.readSecrets(config)
 		case t.MCP != nil:
-			err = t.MCP.readSecrets(config)
+			err = t.MCP.Service.readSecrets(config)
 		case t.TCP != nil: // it has none
 		default:
 			err = t.Postgres.readSecrets(config)

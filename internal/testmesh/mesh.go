@@ -70,6 +70,7 @@ type settings struct {
 	policy  string
 	host    *testssh.Server
 	web     *testweb.Site
+	tools   *testweb.Tools
 }
 
 // Option changes what Start makes.
@@ -105,7 +106,7 @@ func Start(t testing.TB, options ...Option) *Mesh {
 	for _, o := range options {
 		o(&s)
 	}
-	m := &Mesh{t: t, base: FreePorts(t, 12)}
+	m := &Mesh{t: t, base: FreePorts(t, 13)}
 	// Short, since Unix sockets lie in it, and open, since other uids must pass.
 	root, err := os.MkdirTemp("/tmp", "dm")
 	if err != nil {
@@ -132,6 +133,9 @@ func Start(t testing.TB, options ...Option) *Mesh {
 	}
 	if s.web != nil {
 		m.addWeb(s.web)
+	}
+	if s.tools != nil {
+		m.addTools(s.tools)
 	}
 	for _, role := range m.roles() {
 		// Small files: with the race detector it takes seconds to read the usual ones.
@@ -216,7 +220,7 @@ func (m *Mesh) EditConfig(t testing.TB, role string, change func(string) string)
 
 // Address of a listener: web, token, feed, renewal, target or other-target, second-renewal, or host.
 func (m *Mesh) Address(listener string) string {
-	offset, ok := map[string]int{"web": 0, "token": 1, "feed": 2, "renewal": 3, "target": 4, "other-target": 5, "second-renewal": 6, "host": 7, "service": 8, "rpc": 9, "raw": 10}[listener]
+	offset, ok := map[string]int{"web": 0, "token": 1, "feed": 2, "renewal": 3, "target": 4, "other-target": 5, "second-renewal": 6, "host": 7, "service": 8, "rpc": 9, "raw": 10, "tools": 12}[listener]
 	if !ok {
 		panic("testmesh: no listener " + listener)
 	}

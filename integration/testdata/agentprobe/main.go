@@ -35,6 +35,7 @@ func main() {
 		"restrained": restrained,
 		"pry":        pry,
 		"rpc":        rpc,
+		"mcp":        tools,
 		"sleep":      sleep,
 		"names":      names,
 		"ticket":     ticket,
