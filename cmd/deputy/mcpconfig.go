@@ -3,9 +3,11 @@ package main
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/url"
+	"os"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
@@ -20,6 +22,8 @@ type mcpConfig struct {
 	Service httpConfig `yaml:",inline"`
 	// Endpoint is the path at the server; /mcp by default.
 	Endpoint string `yaml:"endpoint,omitempty"`
+	// ReviewedFile is what deputy mcp review writes. Without it a tool is held once it isn't what this proxy has seen first.
+	ReviewedFile string `yaml:"reviewed_file,omitempty"`
 }
 
 func (c *mcpConfig) check(path string) error {
@@ -47,13 +51,24 @@ func (t *targetConfig) mcpEngine(config, mesh string, td spiffeid.TrustDomain, c
 			return nil, fmt.Errorf("target %s: ca_file: %w", t.Name, err)
 		}
 	}
+	var reviewed map[string]string
+	if t.MCP.ReviewedFile != "" {
+		f, err := os.Open(beside(config, t.MCP.ReviewedFile))
+		if err != nil {
+			return nil, fmt.Errorf("target %s: reviewed_file: %w", t.Name, err)
+		}
+		reviewed, err = mcpd.ParseReviewed(f)
+		if err = errors.Join(err, f.Close()); err != nil {
+			return nil, fmt.Errorf("target %s: reviewed_file: %w", t.Name, err)
+		}
+	}
 	var accounts []mcpd.Account
 	for _, a := range c.Accounts {
 		accounts = append(accounts, a.account)
 	}
 	e, err := mcpd.New(mcpd.Config{
 		Core: mcpd.ForTarget(core, name), Target: name.ID(td), Mesh: mesh, TLS: server, SVID: svid, Endpoint: t.MCP.Endpoint,
-		Upstream: mcpd.Upstream{URL: u, RootCAs: cas, ServerName: c.ServerName}, Accounts: accounts, Logger: logger.With("target", t.Name),
+		Upstream: mcpd.Upstream{URL: u, RootCAs: cas, ServerName: c.ServerName}, Accounts: accounts, Reviewed: reviewed, Logger: logger.With("target", t.Name),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("target %s: %w", t.Name, err)

@@ -171,6 +171,10 @@ func (x *exchange) cut(raw json.RawMessage, verb, kind, field string) (json.RawM
 			return nil, fmt.Errorf("%w: %w", errUnclear, err)
 		}
 		name, err := o.text(field)
+		if err == nil && kind == actor.MCPTool && actor.CheckMCPName(name) == nil && !x.e.pins.see(x.account.Name, name, entry) {
+			x.e.cfg.Logger.Warn("a tool is held: it isn't what was reviewed, or what it was at first", "target", x.e.hop.Name(), "tool", hop.Printable(name))
+			continue
+		}
 		if err == nil && x.shown(verb, kind, name) {
 			kept = append(kept, entry)
 		}

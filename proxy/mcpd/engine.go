@@ -50,6 +50,9 @@ type Config struct {
 	Endpoint string
 	// Accounts are those at the target that may be used, in order of preference.
 	Accounts []Account
+	// Reviewed are the digests of the tools that somebody reviewed ([ParseReviewed]), by name. Tools that aren't among them are held; if it is
+	// nil, those are that change after this proxy has seen them first.
+	Reviewed map[string]string
 
 	// StartupTimeout is for TLS, and for the header of each request.
 	StartupTimeout time.Duration
@@ -63,6 +66,7 @@ type Engine struct {
 	cfg      Config
 	hop      *hop.Hop
 	sessions *sessions
+	pins     *pins
 }
 
 // New checks the configuration and makes an engine. It connects to nothing yet.
@@ -83,7 +87,7 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	return &Engine{cfg: cfg, hop: h, sessions: newSessions(time.Now)}, nil
+	return &Engine{cfg: cfg, hop: h, sessions: newSessions(time.Now), pins: newPins(cfg.Reviewed)}, nil
 }
 
 // Serve accepts agents on l until ctx is done, then ends every connection and waits for it. It closes l.

@@ -127,6 +127,11 @@ func (x *exchange) what(body []byte) (proxy.Command, method, *fault) {
 		}
 		return cmd, known, f
 	}
+	if known.kind == actor.MCPTool {
+		if name := cmd.Ops[0].Resource.Name; !x.e.pins.mayCall(x.account.Name, name) {
+			return cmd, known, &fault{http.StatusOK, codeRefused, classHeld, "the tool isn't what somebody reviewed, or what it was at first: it is held until the operator of this proxy has looked at it"}
+		}
+	}
 	return cmd, known, nil
 }
 
