@@ -104,8 +104,8 @@ func TestMCPCallsCarryTheChain(t *testing.T) {
 		}
 	})
 	t.Run("a page in a browser", func(t *testing.T) {
-		for _, header := range []string{"Origin: http://evil.example", "Host: evil.example"} {
-			if r := alice.Run(t, agents, "sh", "-c", `curl -sS --max-time 20 -w '\n%{http_code}' "$DEPUTY_URL_TOOLS" -H '`+header+`' `+list); !strings.HasSuffix(r.Stdout, "\n403") {
+		for header, status := range map[string]string{"Origin: http://evil.example": "403", "Sec-Fetch-Site: cross-site": "403", "Host: evil.example": "421"} {
+			if r := alice.Run(t, agents, "sh", "-c", `curl -sS --max-time 20 -w '\n%{http_code}' "$DEPUTY_URL_TOOLS" -H '`+header+`' `+list); !strings.HasSuffix(r.Stdout, "\n"+status) {
 				t.Errorf("%s: %s", header, r)
 			}
 		}

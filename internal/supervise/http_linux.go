@@ -49,7 +49,7 @@ func (s *Supervisor) openHTTP(ctx context.Context) error {
 			return s.ex.Credential(ctx, t.Name, nil)
 		}, s.log)
 		l.server = &http.Server{
-			Handler: l.handler(), ReadHeaderTimeout: localHeaderTime, Protocols: new(http.Protocols),
+			Handler: keepPagesOut(l.relay), ReadHeaderTimeout: localHeaderTime, Protocols: new(http.Protocols),
 			ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 		}
 		l.server.Protocols.SetHTTP1(true)
@@ -59,21 +59,6 @@ func (s *Supervisor) openHTTP(ctx context.Context) error {
 		s.tasks.Go(func() { _ = l.server.Serve(l) })
 	}
 	return nil
-}
-
-// handler relays requests. A tool server's clients name the listener: a page that had its own name resolve to this machine doesn't.
-func (l *httpListener) handler() http.Handler {
-	if l.target.Kind != "mcp" {
-		return keepPagesOut(l.relay)
-	}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		_, port, _ := net.SplitHostPort(l.tcp.Addr().String())
-		if r.Host != l.tcp.Addr().String() && r.Host != "localhost:"+port || r.Header.Get("Origin") != "" {
-			http.Error(w, "deputy: the request comes from a page in a browser, or names another host", http.StatusForbidden)
-			return
-		}
-		l.relay.ServeHTTP(w, r)
-	})
 }
 
 func (l *httpListener) close() {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"mime"
 	"net/http"
 	"slices"
@@ -57,7 +56,7 @@ func (x *exchange) answered(ctx context.Context, a *http.Response) error {
 
 // single passes the one message of a JSON answer on.
 func (x *exchange) single(ctx context.Context, a *http.Response) error {
-	raw, err := io.ReadAll(io.LimitReader(a.Body, maxAnswer+1))
+	raw, err := x.readAll(a.Body, maxAnswer)
 	if err != nil {
 		return err
 	}

@@ -67,6 +67,7 @@ type Engine struct {
 	hop      *hop.Hop
 	sessions *sessions
 	pins     *pins
+	large    chan struct{} // a place for each exchange that holds a large message
 }
 
 // New checks the configuration and makes an engine. It connects to nothing yet.
@@ -87,7 +88,7 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	return &Engine{cfg: cfg, hop: h, sessions: newSessions(time.Now), pins: newPins(cfg.Reviewed)}, nil
+	return &Engine{cfg: cfg, hop: h, sessions: newSessions(time.Now), pins: newPins(cfg.Reviewed), large: make(chan struct{}, maxLarge)}, nil
 }
 
 // Serve accepts agents on l until ctx is done, then ends every connection and waits for it. It closes l.

@@ -15,7 +15,9 @@ const (
 	maxRequest = 4 << 20
 	maxAnswer  = 8 << 20
 	maxID      = 128
-	maxMethod  = 128
+	// maxValues bounds what parsing one takes: a value of two bytes takes a hundred once it is parsed.
+	maxValues = 100_000
+	maxMethod = 128
 )
 
 // JSON-RPC's codes, and MCP's.
@@ -86,6 +88,9 @@ func (o object) object(name string) (object, error) {
 // batch. What two parsers could read in two ways is refused, since the target's is another one.
 func parseMessage(data []byte) (message, error) {
 	var m message
+	if !fewValues(data) {
+		return m, fmt.Errorf("it holds more than %d values", maxValues)
+	}
 	if err := strictjson.Check(data); err != nil {
 		return m, err
 	}
@@ -139,6 +144,24 @@ func parseMessage(data []byte) (message, error) {
 		_, err = parseObject(m.result)
 	}
 	return m, err
+}
+
+// fewValues counts the values in a text, before it is parsed: each has a comma, a colon or a bracket before it, outside of strings.
+func fewValues(data []byte) bool {
+	n, inside, escaped := 0, false, false
+	for _, c := range data {
+		switch {
+		case escaped:
+			escaped = false
+		case inside:
+			escaped, inside = c == '\\', c != '"'
+		case c == '"':
+			inside = true
+		case c == ',' || c == ':' || c == '[' || c == '{':
+			n++
+		}
+	}
+	return n <= maxValues
 }
 
 // idKey spells an id for comparing: a text, or an integer.

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"mime"
 	"net/http"
 	"slices"
@@ -13,6 +12,7 @@ import (
 	"time"
 
 	"github.com/deputymesh/deputy/policy"
+	"github.com/deputymesh/deputy/proxy"
 	"github.com/deputymesh/deputy/proxy/internal/hop"
 )
 
@@ -77,12 +77,15 @@ func checkRequest(r *http.Request) *fault {
 const bodyTime = 30 * time.Second
 
 // readMessage reads the one message of a POST.
-func readMessage(w http.ResponseWriter, r *http.Request) ([]byte, message, *fault) {
-	slow := http.NewResponseController(w)
+func (x *exchange) readMessage(r *http.Request) ([]byte, message, *fault) {
+	slow := http.NewResponseController(x.w)
 	if err := slow.SetReadDeadline(time.Now().Add(bodyTime)); err != nil {
 		return nil, message{}, malformed("the message can't be read")
 	}
-	body, err := io.ReadAll(io.LimitReader(r.Body, maxRequest+1))
+	body, err := x.readAll(r.Body, maxRequest)
+	if errors.Is(err, errLarge) {
+		return nil, message{}, &fault{http.StatusServiceUnavailable, codeInternal, proxy.ClassQuota, "too many large messages are under way; try again in a moment"}
+	}
 	if err = errors.Join(err, slow.SetReadDeadline(time.Time{})); err != nil {
 		return nil, message{}, malformed("the message can't be read to its end")
 	}

@@ -29,6 +29,7 @@ type exchange struct {
 	session *mcpSession // nil without
 	m       message     // what the agent sent; empty for GET and DELETE
 	pass    hop.Pass
+	large   bool // it has a place for large messages
 
 	status    int   // of the target's answer
 	bytes     int64 // to the agent
@@ -44,6 +45,7 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	x := &exchange{e: e, w: w, core: core, account: account, owner: ownerOf(core, account.Name)}
+	defer x.leaveLarge()
 	if f := checkRequest(r); f != nil {
 		x.refuse(r.Context(), r.Method, nil, f)
 		return
@@ -54,7 +56,7 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var f *fault
 	switch r.Method {
 	case http.MethodPost:
-		if body, x.m, f = readMessage(w, r); f == nil {
+		if body, x.m, f = x.readMessage(r); f == nil {
 			x.modern, f = checkHeaders(r.Header, x.m)
 		}
 	case http.MethodGet, http.MethodDelete:
@@ -228,6 +230,7 @@ func (x *exchange) complete(ctx context.Context, status string) {
 var (
 	errSignIn  = errors.New("the target didn't accept the proxy's credential")
 	errUnclear = errors.New("the target's answer can't be read")
+	errLarge   = errors.New("too many large messages are under way")
 )
 
 // unanswered tells the agent that there is no answer, where it hasn't got a part of one.
@@ -243,6 +246,8 @@ func (x *exchange) unanswered(r *http.Request, err error) {
 	switch {
 	case errors.Is(err, errSignIn):
 		reason = "the target didn't accept the proxy's own credential; tell the operator of this proxy"
+	case errors.Is(err, errLarge):
+		reason = "too many large answers are under way; try again in a moment"
 	case errors.Is(err, errUnclear):
 		reason = "the target's answer can't be read in one way only, so it isn't passed on"
 	}

@@ -43,7 +43,7 @@ func (x *exchange) stream(ctx context.Context, a *http.Response) error {
 	if err := flush(); err != nil {
 		return err
 	}
-	events := newEvents(a.Body)
+	events := newEvents(a.Body, x.takeLarge)
 	for {
 		data, err := events.next()
 		if errors.Is(err, io.EOF) {
@@ -144,16 +144,22 @@ func (x *exchange) writeEvent(data []byte) {
 }
 
 // events reads an event stream (HTML, "Server-sent events").
-type events struct{ r *bufio.Reader }
+type events struct {
+	r *bufio.Reader
+	// large says whether an event may be a large one.
+	large func() bool
+}
 
-func newEvents(r io.Reader) *events { return &events{bufio.NewReaderSize(r, 32<<10)} }
+func newEvents(r io.Reader, large func() bool) *events {
+	return &events{bufio.NewReaderSize(r, 32<<10), large}
+}
 
 // next is the data of the next event, or nil for a comment.
 func (s *events) next() ([]byte, error) {
 	var data []byte
 	has, size := false, 0
 	for {
-		line, err := s.line(maxAnswer - size)
+		line, err := s.line(maxAnswer-size, size)
 		if err != nil {
 			return nil, err
 		}
@@ -181,12 +187,15 @@ func (s *events) next() ([]byte, error) {
 }
 
 // line reads one line of at most limit bytes. A lone carriage return ends a line for some readers and not for others: it is refused.
-func (s *events) line(limit int) ([]byte, error) {
+func (s *events) line(limit, before int) ([]byte, error) {
 	var line []byte
 	for {
 		part, err := s.r.ReadSlice('\n')
 		if len(line)+len(part) > limit {
 			return nil, fmt.Errorf("%w: an event has more than %d bytes", errUnclear, maxAnswer)
+		}
+		if before+len(line)+len(part) > small && !s.large() {
+			return nil, errLarge
 		}
 		line = append(line, part...)
 		if errors.Is(err, bufio.ErrBufferFull) {
