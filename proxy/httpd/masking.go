@@ -322,18 +322,27 @@ func (m *jsonMasks) match(open []frame) *jsonRule {
 	return found
 }
 
-// leads says whether steps lead from the top of the text to the value that comes next. Names are compared without case: many a reader of JSON
-// takes "Email" for "email".
+// maxSteps is more than a path of a mask can have.
+const maxSteps = 256
+
+// leads says whether steps lead from the top of the text to the value that comes next. It keeps every number of steps that may be taken so far,
+// so hostile answers cost no more than others.
 func leads(steps []policy.PathStep, open []frame) bool {
-	if len(steps) == 0 {
-		return len(open) == 0
+	if len(steps) > maxSteps {
+		return true // masked rather than shown
 	}
-	if len(open) == 0 {
-		return false
+	var taken [maxSteps + 1]bool
+	taken[0] = true
+	for _, f := range open {
+		for i := len(steps); i >= 0; i-- {
+			taken[i] = i < len(steps) && taken[i] && steps[i].Deep || i > 0 && taken[i-1] && fits(steps[i-1], f)
+		}
 	}
-	step, f := steps[0], open[0]
-	if (step.Index && !f.object || step.Any && f.object || step.Name != "" && f.object && strings.EqualFold(step.Name, f.key)) && leads(steps[1:], open[1:]) {
-		return true
-	}
-	return step.Deep && leads(steps, open[1:])
+	return taken[len(steps)]
+}
+
+// fits says whether a step may lead to what comes next in an object or array. Names are compared without case: many a reader of JSON takes "Email"
+// for "email".
+func fits(s policy.PathStep, f frame) bool {
+	return s.Index && !f.object || s.Any && f.object || s.Name != "" && f.object && strings.EqualFold(s.Name, f.key)
 }

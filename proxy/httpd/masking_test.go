@@ -144,6 +144,16 @@ func TestWhatCannotBeMaskedIsWithheld(t *testing.T) {
 	}
 }
 
+// However a service nests what it answers, a path with many steps at any depth takes no longer.
+func TestDeepAnswersAreMaskedAtOnce(t *testing.T) {
+	const depth = 200
+	r := newRig(t, &answers{kind: "application/json", text: strings.Repeat(`{"a":`, depth) + `{"b":1}` + strings.Repeat("}", depth)})
+	r.set(func() { r.ob = masks(t, "$..a..a..a..a..a..a..b=redact, $..a..a..a..a..a..a..c=redact") })
+	if a, text := r.do("GET", "/x", nil); a.StatusCode != 200 || !strings.Contains(text, `{"b":"****"}`) {
+		t.Errorf("%d %s", a.StatusCode, text)
+	}
+}
+
 func TestMaskedAnswersOfAnySizeAreStreamed(t *testing.T) {
 	const items = 60_000
 	r := newRig(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
