@@ -7,6 +7,7 @@ import (
 	"mime"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -126,6 +127,12 @@ var lists = map[string]struct{ member, verb, kind, field string }{
 // others use.
 func (x *exchange) rewrite(ctx context.Context, m message, raw []byte) ([]byte, error) {
 	if m.result == nil {
+		if f, err := strconv.ParseFloat(string(m.fault["code"]), 64); err != nil || f == codeAskUser {
+			if no := x.question(ctx, "elicitation/create", raw); no != nil {
+				x.denied = true
+				return refusalMessage(x.m.id, codeRefused, no), nil
+			}
+		}
 		return raw, nil
 	}
 	result, err := parseObject(m.result)

@@ -28,6 +28,7 @@ const (
 	codeInternal       = -32603
 	codeRefused        = -32003 // a decision said no
 	codeHeaderMismatch = -32020
+	codeAskUser        = -32042 // an error that asks the agent's user to open a page
 )
 
 type messageKind int
@@ -46,6 +47,7 @@ type message struct {
 	method string
 	params object
 	result json.RawMessage // nil in an error
+	fault  object          // nil in a result
 }
 
 // object is a JSON object's members by their exact names.
@@ -138,7 +140,7 @@ func parseMessage(data []byte) (message, error) {
 	case m.id == nil && hasResult:
 		return m, errors.New("a result needs the id of its request")
 	case hasError:
-		_, err = parseObject(o["error"])
+		m.fault, err = parseObject(o["error"])
 	default:
 		m.result = o["result"]
 		_, err = parseObject(m.result)
