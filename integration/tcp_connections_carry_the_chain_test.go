@@ -66,10 +66,15 @@ func TestTCPConnectionsCarryTheChain(t *testing.T) {
 		}
 	})
 	t.Run("revoked", func(t *testing.T) {
+		begun := time.Now()
 		live := testmesh.Begin(t, alice.Agents(t, alone, testmesh.Deputy(t), "connect", "raw"))
+		decided := m.AwaitRecord(t, "proxy", "the decision", func(r *audit.Record) bool {
+			d, ok := r.Event.(*audit.Decision)
+			return ok && d.Effect == audit.Allow && r.Time.After(begun)
+		})
 		rec := m.AwaitRecord(t, "proxy", "that it left", func(r *audit.Record) bool {
 			_, ok := r.Event.(*audit.Forwarded)
-			return ok && r.Chain != nil && len(r.Chain.Hops) == 2
+			return ok && r.Decision == decided.ID
 		})
 		if r := oscar.Deputy(t, "revoke", "--task", rec.Chain.Txn, "--reason", "it went astray"); r.Code != 0 {
 			t.Fatalf("revoke: %s", r)
@@ -77,7 +82,7 @@ func TestTCPConnectionsCarryTheChain(t *testing.T) {
 		revoked := m.AwaitRecord(t, "broker", "the revocation", func(r *audit.Record) bool { _, ok := r.Event.(*audit.Revoked); return ok })
 		closed := m.AwaitRecord(t, "proxy", "the end of the connection", func(r *audit.Record) bool {
 			e, ok := r.Event.(*audit.ConnectionClosed)
-			return ok && e.Reason == "revoked"
+			return ok && r.Connection == rec.Connection && e.Reason == "revoked"
 		})
 		if took := closed.Time.Sub(revoked.Time); took > time.Second {
 			t.Errorf("the connection ended %s after the revocation", took)

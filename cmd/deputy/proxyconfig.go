@@ -182,6 +182,9 @@ func (t *targetConfig) check(path string) error {
 			return fieldError(at, "%v", err)
 		}
 	}
+	if _, err := target.ParseKind(t.Kind); err != nil {
+		return fieldError(path+".kind", "postgres, ssh, http, mcp or tcp is expected; this version has no engine for other kinds")
+	}
 	for kind, there := range map[string]bool{"postgres": t.Postgres != nil, "ssh": t.SSH != nil, "http": t.HTTP != nil, "tcp": t.TCP != nil, "mcp": t.MCP != nil} {
 		if there && kind != t.Kind {
 			return fieldError(path+"."+kind, "this stands at a target of the kind %s only", kind)
@@ -196,10 +199,9 @@ func (t *targetConfig) check(path string) error {
 		return t.HTTP.check(path + ".http")
 	case "tcp":
 		return t.TCP.check(path + ".tcp")
-	case "mcp":
+	default:
 		return t.MCP.check(path + ".mcp")
 	}
-	return fieldError(path+".kind", "postgres, ssh, http, mcp or tcp is expected; this version has no engine for other kinds")
 }
 
 func (p *postgresConfig) check(path string) error {
