@@ -9,8 +9,8 @@ import (
 )
 
 // Renew puts a fresh credential in force. It must continue the session: the same agent at the end of the
-// connection that presents it, the same user, task, sign-in, agents and target, and nothing wider. The
-// error is a [*Refusal], recorded; the session goes on with the credential it had.
+// connection that presents it, the same user, task, sign-in, agents and target, and nothing wider. One that was issued
+// before the one in force changes nothing. The error is a [*Refusal], recorded; the session goes on with the credential it had.
 func (s *Session) Renew(ctx context.Context, peer Peer, credential string) error {
 	old := s.state()
 	at := s.where(old)
@@ -24,6 +24,9 @@ func (s *Session) Renew(ctx context.Context, peer Peer, credential string) error
 	}
 	if why := continues(old.chain, v.chain); why != "" {
 		return s.core.refuse(ctx, at, &Refusal{Class: ClassRenewal, Reason: "the fresh credential doesn't continue the session: " + why})
+	}
+	if v.chain.Token.IssuedAt.Before(old.chain.Token.IssuedAt) {
+		return nil // requests overtake each other: what is in force already is fresher
 	}
 	keys := v.chain.RevocationKeys()
 	err := s.core.cfg.State.admit(keys, func() error {

@@ -61,6 +61,29 @@ func TestARenewalContinuesTheSession(t *testing.T) {
 	}
 }
 
+// Requests overtake each other: a credential of before doesn't bring the session's end nearer.
+func TestARenewalNeverGoesBack(t *testing.T) {
+	m := serving(t)
+	first := m.credential(m.flow())
+	s := m.open(m.flow())
+	m.clock.add(2 * time.Minute)
+	m.heartbeat()
+	if err := s.Renew(context.Background(), m.peer(m.researcher), m.credential(m.flow())); err != nil {
+		t.Fatal(err)
+	}
+	end := s.Expires()
+	if err := s.Renew(context.Background(), m.peer(m.researcher), first); err != nil {
+		t.Errorf("a credential of before, still alive: %v", err)
+	}
+	if !s.Expires().Equal(end) {
+		t.Errorf("the session ends at %s now, not at %s", s.Expires(), end)
+	}
+	// It is verified all the same.
+	if err := s.Renew(context.Background(), m.peer(m.researcher), first[:len(first)-2]); err == nil {
+		t.Error("a broken credential was taken")
+	}
+}
+
 func TestARenewalThatDoesntContinueTheSessionIsRefused(t *testing.T) {
 	m := serving(t)
 	base := m.flow()
