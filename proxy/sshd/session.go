@@ -266,8 +266,9 @@ func (s *sessionChannel) noTerminal(what start) *proxy.Objection {
 func (s *sessionChannel) refuse(r *ssh.Request, text string) {
 	_ = r.Reply(true, nil)
 	s.say(text)
-	_ = s.ch.CloseWrite()
+	// In sshd's order: OpenSSH's client, as the master of a shared connection, forgets a status that comes behind the end of the output.
 	_, _ = s.ch.SendRequest("exit-status", false, ssh.Marshal(struct{ Status uint32 }{exitRefused}))
+	_ = s.ch.CloseWrite()
 	_ = s.ch.Close()
 }
 
