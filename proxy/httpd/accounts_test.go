@@ -71,6 +71,25 @@ func TestAccountsSignInAtTheService(t *testing.T) {
 	})
 }
 
+// A renewal that takes a role away takes its account away, too.
+func TestALostRoleLosesItsAccount(t *testing.T) {
+	r := newRig(t, http.HandlerFunc(echo), func(cfg *httpd.Config) {
+		cfg.Accounts = []httpd.Account{{Name: "writer", Bearer: "w", Roles: []string{"lead"}}, {Name: "reader", Bearer: "r", Roles: []string{"analyst"}}}
+	})
+	r.set(func() { r.roles = []string{"analyst", "lead"} })
+	if s := r.seen("GET", "/", nil); s.Header.Get("Authorization") != "Bearer w" {
+		t.Errorf("with both roles: %v", s.Header)
+	}
+	r.set(func() { r.roles = []string{"analyst"} })
+	if s := r.seen("GET", "/", nil); s.Header.Get("Authorization") != "Bearer r" || r.opened.Load() != 1 {
+		t.Errorf("with one role: %v, %d sessions", s.Header, r.opened.Load())
+	}
+	r.set(func() { r.roles = nil })
+	if a, text := r.do("GET", "/", nil); a.StatusCode != 403 || !strings.Contains(text, "none of the user's roles has an account") {
+		t.Errorf("with none: %d %s", a.StatusCode, text)
+	}
+}
+
 // A service that demands a client certificate gets the account's, and one whose own can't be verified gets nothing.
 func TestServicesAreVerifiedAndSeeACertificate(t *testing.T) {
 	theirs := testca.New(t, "web.test")

@@ -514,8 +514,13 @@ func TestGRPCCallsAreDecidedByMethod(t *testing.T) {
 func TestEvidenceBeforeEffect(t *testing.T) {
 	var reached atomic.Int64
 	r := newRig(t, http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) { reached.Add(1); echo(w, q) }))
-	release := make(chan error)
-	r.set(func() { r.durable = func(context.Context) error { return <-release } })
+	waiting, release := make(chan struct{}), make(chan error)
+	r.set(func() {
+		r.durable = func(context.Context) error {
+			waiting <- struct{}{}
+			return <-release
+		}
+	})
 	answer := make(chan *http.Response)
 	ask := func() {
 		a, err := r.client.Do(r.request("GET", "/", nil))
@@ -527,7 +532,7 @@ func TestEvidenceBeforeEffect(t *testing.T) {
 		answer <- a
 	}
 	go ask()
-	time.Sleep(50 * time.Millisecond)
+	<-waiting
 	if reached.Load() != 0 {
 		t.Error("the service was asked before the decision was durable")
 	}
@@ -536,6 +541,7 @@ func TestEvidenceBeforeEffect(t *testing.T) {
 		t.Errorf("%d", a.StatusCode)
 	}
 	go ask()
+	<-waiting
 	release <- &proxy.Refusal{Class: proxy.ClassEvidence, Reason: "the decision couldn't be recorded"}
 	if a := <-answer; a.StatusCode != 503 || a.Header.Get("Deputy-Record") != "none" || reached.Load() != 1 {
 		t.Errorf("%d %v, %d reached the service", a.StatusCode, a.Header, reached.Load())

@@ -127,15 +127,19 @@ type testSession struct {
 	once   sync.Once
 }
 
-func (s *testSession) ID() string      { return s.id }
-func (s *testSession) Roles() []string { return s.l.roles }
+func (s *testSession) ID() string { return s.id }
+func (s *testSession) Roles() []string {
+	s.l.mu.Lock()
+	defer s.l.mu.Unlock()
+	return s.l.roles
+}
 func (s *testSession) Chain() *actor.Chain {
 	agent, err := actor.AgentIDFromString(agentID)
 	if err != nil {
 		panic(err)
 	}
 	return &actor.Chain{
-		User: actor.SubjectID{Issuer: "https://idp.test", Subject: "ada"}, Txn: strings.Repeat("0f", 16), Roles: s.l.roles, Purpose: "q3 refunds", RootEvidence: actor.RootVerified,
+		User: actor.SubjectID{Issuer: "https://idp.test", Subject: "ada"}, Txn: strings.Repeat("0f", 16), Roles: s.Roles(), Purpose: "q3 refunds", RootEvidence: actor.RootVerified,
 		Target: spiffeid.RequireFromString("spiffe://test.example/target/billing"), Digest: "sha256-of-the-chain",
 		Hops: []actor.Hop{{Kind: actor.HopUser, ID: "ada"}, {Kind: actor.HopAgent, ID: agentID, Agent: agent, Grade: actor.Attested}},
 	}

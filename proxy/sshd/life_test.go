@@ -130,7 +130,7 @@ func TestWhatAnAgentThatIsGoneLeftRunningIsEnded(t *testing.T) {
 
 func TestATargetThatIsGoneIsSaid(t *testing.T) {
 	w := newWorld(t, ops)
-	r := w.ssh("", "web", `echo begun; kill -9 "$(ps -o ppid= -p $$ | tr -d ' ')"; sleep 7016.1`)
+	r := w.ssh("", "web", `echo begun; kill -9 "$(ps -o ppid= -p $$ | tr -d ' ')"; sleep 30.1`)
 	if r.code == 0 || !strings.Contains(r.err, "the target closed the connection") {
 		t.Errorf("%s", r)
 	}

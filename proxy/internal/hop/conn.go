@@ -167,14 +167,21 @@ func (c *agentConn) session(ctx context.Context, credential string) (Session, *A
 	case c.strikes >= maxStrikes:
 		return nil, nil, errStrikes
 	case c.core != nil && subtle.ConstantTimeCompare(digest[:], c.shown[:]) == 1:
-		return c.core, c.account, nil
+	default:
+		if err := c.show(ctx, credential); err != nil {
+			c.strikes++
+			return nil, nil, err
+		}
+		c.shown = digest
 	}
-	err := c.show(ctx, credential)
-	if err != nil {
-		c.strikes++
-		return nil, nil, err
+	// A renewal, here or at the renewal listener, may have taken roles away, and with them an account.
+	if !c.account.mayBeUsed(c.core.Roles()) {
+		account, err := c.h.choose(ctx, c.core)
+		if err != nil {
+			return nil, nil, err
+		}
+		c.account = account
 	}
-	c.shown = digest
 	return c.core, c.account, nil
 }
 
