@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -71,11 +70,8 @@ type Engine struct {
 
 // New checks the configuration and makes an engine. It connects to nothing yet.
 func New(cfg Config) (*Engine, error) {
-	if cfg.SVID == nil {
-		return nil, errors.New("making the HTTP engine: no SVID to sign with what services are told about the chain")
-	}
 	h, err := hop.New(hop.Config{
-		Core: cfg.Core, Target: cfg.Target, Mesh: cfg.Mesh, DetailType: actor.HTTPDetail{}.Type(), Protocol: "http", TLS: cfg.TLS, Upstream: cfg.Upstream,
+		Core: cfg.Core, Target: cfg.Target, Mesh: cfg.Mesh, DetailType: actor.HTTPDetail{}.Type(), Protocol: "http", TLS: cfg.TLS, SVID: cfg.SVID, Upstream: cfg.Upstream,
 		Accounts: cfg.Accounts, Cookies: cfg.Cookies, StartupTimeout: cfg.StartupTimeout, MaxConnections: cfg.MaxConnections, Logger: cfg.Logger,
 	})
 	if err != nil {

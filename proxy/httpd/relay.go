@@ -12,9 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 
-	"github.com/deputymesh/deputy/actor"
 	"github.com/deputymesh/deputy/audit"
 	"github.com/deputymesh/deputy/proxy"
 	"github.com/deputymesh/deputy/proxy/internal/hop"
@@ -49,22 +47,6 @@ func exchangeOf(ctx context.Context) *exchange {
 	return x
 }
 
-// chainHeader carries the chain to the service ([actor.VerifyChain]).
-const chainHeader = "Deputy-Chain"
-
-// stateChain signs what the service is told about the chain of a request.
-func (e *Engine) stateChain(x *exchange) (string, error) {
-	svid, err := e.cfg.SVID.GetX509SVID()
-	if err == nil {
-		var raw string
-		if raw, err = actor.SignChain(svid.PrivateKey, svid.Certificates, actor.StateChain(x.core.Chain(), svid.ID, x.request.method, x.request.path, string(x.pass.RecordID()), time.Now())); err == nil {
-			return raw, nil
-		}
-	}
-	e.cfg.Logger.Error("the chain can't be stated", "target", e.hop.Name(), "error", err)
-	return "", &proxy.Refusal{Class: proxy.ClassNotReady, Reason: "the service can't be told who asks, so it isn't asked", RecordID: x.pass.RecordID(), Err: err}
-}
-
 // ServeHTTP takes one request from its credential to its outcome.
 func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// 1. Who asks.
@@ -93,7 +75,7 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	stop := context.AfterFunc(core.Context(), cancel)
 	defer stop()
 	x.ctx = ctx
-	if x.chain, err = e.stateChain(x); err == nil {
+	if x.chain, err = e.hop.StateChain(core, pass.RecordID(), req.method, req.path); err == nil {
 		err = pass.Use()
 	}
 	if err != nil {
@@ -154,7 +136,7 @@ func (e *Engine) rewrite(p *httputil.ProxyRequest) {
 	p.Out.Host = e.cfg.Upstream.URL.Host
 	p.Out.Trailer = nil
 	e.hop.Clean(p.Out.Header, x.account)
-	p.Out.Header.Set(chainHeader, x.chain)
+	p.Out.Header.Set(hop.ChainHeader, x.chain)
 	if len(x.pass.Obligations().Masks) > 0 {
 		unmasked(p.Out.Header)
 	}

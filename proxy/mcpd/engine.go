@@ -3,7 +3,6 @@ package mcpd
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -72,14 +71,11 @@ type Engine struct {
 
 // New checks the configuration and makes an engine. It connects to nothing yet.
 func New(cfg Config) (*Engine, error) {
-	switch {
-	case cfg.SVID == nil:
-		return nil, errors.New("making the MCP engine: no SVID to sign with what servers are told about the chain")
-	case !strings.HasPrefix(cfg.Endpoint, "/") || strings.ContainsAny(cfg.Endpoint, "?#% \\"):
+	if !strings.HasPrefix(cfg.Endpoint, "/") || strings.ContainsAny(cfg.Endpoint, "?#% \\") {
 		return nil, fmt.Errorf("making the MCP engine: %q is no path of an endpoint", cfg.Endpoint)
 	}
 	h, err := hop.New(hop.Config{
-		Core: cfg.Core, Target: cfg.Target, Mesh: cfg.Mesh, DetailType: actor.MCPDetail{}.Type(), Protocol: "mcp", TLS: cfg.TLS, Upstream: cfg.Upstream,
+		Core: cfg.Core, Target: cfg.Target, Mesh: cfg.Mesh, DetailType: actor.MCPDetail{}.Type(), Protocol: "mcp", TLS: cfg.TLS, SVID: cfg.SVID, Upstream: cfg.Upstream,
 		Accounts: cfg.Accounts, StartupTimeout: cfg.StartupTimeout, MaxConnections: cfg.MaxConnections, Logger: cfg.Logger,
 	})
 	if err != nil {

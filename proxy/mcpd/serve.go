@@ -8,15 +8,11 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
-	"time"
 
 	"github.com/deputymesh/deputy/actor"
 	"github.com/deputymesh/deputy/proxy"
 	"github.com/deputymesh/deputy/proxy/internal/hop"
 )
-
-// chainHeader carries the chain to the server ([actor.VerifyChain]).
-const chainHeader = "Deputy-Chain"
 
 // exchange is one request on its way.
 type exchange struct {
@@ -151,7 +147,7 @@ func (x *exchange) decide(r *http.Request, cmd proxy.Command, known method, body
 	defer cancel()
 	stop := context.AfterFunc(x.core.Context(), cancel)
 	defer stop()
-	chain, err := x.stateChain(r.Method)
+	chain, err := e.hop.StateChain(x.core, pass.RecordID(), r.Method, e.cfg.Endpoint)
 	if err == nil {
 		err = pass.Use()
 	}
@@ -165,7 +161,7 @@ func (x *exchange) decide(r *http.Request, cmd proxy.Command, known method, body
 	defer func() { x.complete(ctx, status) }()
 	x.w.Header().Set("Deputy-Record", pass.RecordID().String())
 	header := e.upstreamHeader(r.Header, x.session, x.modern)
-	header.Set(chainHeader, chain)
+	header.Set(hop.ChainHeader, chain)
 	pass.Forwarded(int64(len(body)))
 	a, err := x.send(ctx, r.Method, header, body)
 	if err == nil {
@@ -199,20 +195,6 @@ func (x *exchange) send(ctx context.Context, httpMethod string, header http.Head
 		q.Body = nil
 	}
 	return x.account.RoundTrip(q)
-}
-
-// stateChain signs what the server is told about the chain of a request.
-func (x *exchange) stateChain(httpMethod string) (string, error) {
-	svid, err := x.e.cfg.SVID.GetX509SVID()
-	if err == nil {
-		var raw string
-		statement := actor.StateChain(x.core.Chain(), svid.ID, httpMethod, x.e.cfg.Endpoint, string(x.pass.RecordID()), time.Now())
-		if raw, err = actor.SignChain(svid.PrivateKey, svid.Certificates, statement); err == nil {
-			return raw, nil
-		}
-	}
-	x.e.cfg.Logger.Error("the chain can't be stated", "target", x.e.hop.Name(), "error", err)
-	return "", &proxy.Refusal{Class: proxy.ClassNotReady, Reason: "the server can't be told who asks, so it isn't asked", RecordID: x.pass.RecordID(), Err: err}
 }
 
 func (x *exchange) complete(ctx context.Context, status string) {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/deputymesh/deputy/actor"
 	"github.com/deputymesh/deputy/proxy/internal/lobby"
@@ -44,6 +45,8 @@ type Config struct {
 	// TLS is what [proxy.ServerTLS] makes: the proxy's SVID, and agents verified by theirs. The hop demands
 	// TLS 1.3 and a client certificate, without tickets, whatever it says.
 	TLS *tls.Config
+	// SVID is the proxy's own: its key signs what targets are told about the chain.
+	SVID x509svid.Source
 	// Upstream is the target's server.
 	Upstream Upstream
 	// Accounts are those at the target that requests may use, in order of preference.
@@ -102,6 +105,8 @@ func (c *Config) check() error {
 	switch {
 	case c.Core == nil:
 		return errors.New("no core")
+	case c.SVID == nil:
+		return errors.New("no SVID to sign with what targets are told about the chain")
 	case c.TLS == nil || (len(c.TLS.Certificates) == 0 && c.TLS.GetCertificate == nil):
 		return errors.New("no certificate for agents")
 	case c.TLS.GetConfigForClient != nil:
