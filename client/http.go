@@ -166,8 +166,10 @@ func (r *HTTPRelay) hold(session string, cred Credential) (release func()) {
 			again.run(ctx, session, cred.ExpiresAt)
 			cancel()
 			r.mu.Lock()
-			delete(r.sessions, session)
-			r.mu.Unlock()
+			defer r.mu.Unlock()
+			if r.sessions[session] == s {
+				delete(r.sessions, session)
+			}
 		})
 	}
 	s.requests++
@@ -182,8 +184,9 @@ func (r *HTTPRelay) hold(session string, cred Credential) (release func()) {
 			s.idle = time.AfterFunc(httpIdle, func() {
 				r.mu.Lock()
 				defer r.mu.Unlock()
-				if s.requests == 0 {
+				if s.requests == 0 && r.sessions[session] == s {
 					s.cancel()
+					delete(r.sessions, session) // at once: a request that comes now needs a renewal that goes on
 				}
 			})
 		}

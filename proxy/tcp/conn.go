@@ -59,7 +59,9 @@ func (e *Engine) serve(ctx context.Context, raw net.Conn, waiting *lobby.Guest) 
 	// 2. The decision, durable before the service hears of anything.
 	pass, err := session.Authorize(early, e.connect())
 	if err == nil {
-		err = pass.Use()
+		if err = pass.Use(); err != nil {
+			_ = pass.Completed(ctx, proxy.Outcome{Status: "not_sent", Command: "connect"})
+		}
 	}
 	if err != nil {
 		refuse(forAgent(err))
