@@ -76,15 +76,15 @@ func TestALostRoleLosesItsAccount(t *testing.T) {
 	r := newRig(t, http.HandlerFunc(echo), func(cfg *httpd.Config) {
 		cfg.Accounts = []httpd.Account{{Name: "writer", Bearer: "w", Roles: []string{"lead"}}, {Name: "reader", Bearer: "r", Roles: []string{"analyst"}}}
 	})
-	r.set(func() { r.roles = []string{"analyst", "lead"} })
+	r.Set(func() { r.Roles = []string{"analyst", "lead"} })
 	if s := r.seen("GET", "/", nil); s.Header.Get("Authorization") != "Bearer w" {
 		t.Errorf("with both roles: %v", s.Header)
 	}
-	r.set(func() { r.roles = []string{"analyst"} })
-	if s := r.seen("GET", "/", nil); s.Header.Get("Authorization") != "Bearer r" || r.opened.Load() != 1 {
-		t.Errorf("with one role: %v, %d sessions", s.Header, r.opened.Load())
+	r.Set(func() { r.Roles = []string{"analyst"} })
+	if s := r.seen("GET", "/", nil); s.Header.Get("Authorization") != "Bearer r" || r.Opened.Load() != 1 {
+		t.Errorf("with one role: %v, %d sessions", s.Header, r.Opened.Load())
 	}
-	r.set(func() { r.roles = nil })
+	r.Set(func() { r.Roles = nil })
 	if a, text := r.do("GET", "/", nil); a.StatusCode != 403 || !strings.Contains(text, "none of the user's roles has an account") {
 		t.Errorf("with none: %d %s", a.StatusCode, text)
 	}
@@ -132,7 +132,7 @@ func TestServicesAreVerifiedAndSeeACertificate(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		cfg := httpd.Config{Core: r.ledger, Target: r.ca.ID("/target/billing"), Mesh: "https://broker.test", TLS: r.tls, Accounts: []httpd.Account{{Name: "x"}}, Upstream: httpd.Upstream{URL: u}}
+		cfg := httpd.Config{Core: r.Ledger, Target: r.ca.ID("/target/billing"), Mesh: "https://broker.test", TLS: r.tls, Accounts: []httpd.Account{{Name: "x"}}, Upstream: httpd.Upstream{URL: u}}
 		cfg.SVID = noSVID{}
 		cfg.TLS = r.tls.Clone()
 		cfg.TLS.VerifyConnection = func(tls.ConnectionState) error { return nil }

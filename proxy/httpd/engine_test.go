@@ -67,11 +67,11 @@ func TestRequestsAreDecidedRecordedAndSentOn(t *testing.T) {
 	if s.Header.Get("Authorization") != "Bearer the-services-own-secret" || strings.Contains(fmt.Sprint(s), goodCredential) {
 		t.Errorf("the service saw the credential %q", s.Header.Values("Authorization"))
 	}
-	d := r.await(t, "decided", "POST /v1/invoices")
-	if d.cmd.Scrubbed != "POST /v1/invoices?page=…&state=…" || d.cmd.Ops[0].Action.Name() != "http:post" || d.cmd.Ops[0].Resource != policy.Endpoint("billing", "/v1/invoices", "page&state") || d.cmd.Account != "reader" || d.cmd.ReadOnly {
-		t.Errorf("decided %+v", d.cmd)
+	d := r.Await(t, "decided", "POST /v1/invoices")
+	if d.Cmd.Scrubbed != "POST /v1/invoices?page=…&state=…" || d.Cmd.Ops[0].Action.Name() != "http:post" || d.Cmd.Ops[0].Resource != policy.Endpoint("billing", "/v1/invoices", "page&state") || d.Cmd.Account != "reader" || d.Cmd.ReadOnly {
+		t.Errorf("decided %+v", d.Cmd)
 	}
-	out := r.await(t, "completed", "POST /v1/invoices").out
+	out := r.Await(t, "completed", "POST /v1/invoices").Out
 	if out.Status != "ok" || out.Code != "200" || out.Sent != 5 || out.Bytes == 0 {
 		t.Errorf("the outcome %+v", out)
 	}
@@ -80,8 +80,8 @@ func TestRequestsAreDecidedRecordedAndSentOn(t *testing.T) {
 	q := r.request("GET", "/renewed", nil)
 	q.Header.Set("Authorization", "Bearer "+nextCredential)
 	a, err := r.client.Do(q)
-	if err != nil || a.StatusCode != 200 || a.Header.Get("Deputy-Session") != "s1" || r.opened.Load() != 1 {
-		t.Errorf("renewed: %v %v, %d sessions", a, err, r.opened.Load())
+	if err != nil || a.StatusCode != 200 || a.Header.Get("Deputy-Session") != "s1" || r.Opened.Load() != 1 {
+		t.Errorf("renewed: %v %v, %d sessions", a, err, r.Opened.Load())
 	}
 	_ = a.Body.Close()
 }
@@ -169,7 +169,7 @@ func TestNoRequestGoesWithoutItsChain(t *testing.T) {
 	if a, text := r.do("GET", "/", nil); a.StatusCode != 503 || reached.Load() != 0 {
 		t.Errorf("%d %s", a.StatusCode, text)
 	}
-	if out := r.await(t, "completed", "GET /").out; out.Status != "not_sent" {
+	if out := r.Await(t, "completed", "GET /").Out; out.Status != "not_sent" {
 		t.Errorf("%+v", out)
 	}
 }
@@ -211,15 +211,15 @@ func TestRefusalsSpeakHTTP(t *testing.T) {
 		}
 	})
 	t.Run("by policy", func(t *testing.T) {
-		r.set(func() { r.allow = func(c proxy.Command) bool { return !strings.Contains(c.Scrubbed, "/secret") } })
+		r.Set(func() { r.Allow = func(c proxy.Command) bool { return !strings.Contains(c.Scrubbed, "/secret") } })
 		a, text := r.do("DELETE", "/secret", nil)
 		if a.StatusCode != 403 || !strings.Contains(a.Header.Get("WWW-Authenticate"), `error="insufficient_scope"`) || !strings.Contains(text, "record: rec-refused") || a.Header.Get("Content-Type") != "application/problem+json" || a.Header.Get("Deputy-Record") != "rec-refused" {
 			t.Errorf("%d %v %s", a.StatusCode, a.Header, text)
 		}
 	})
 	t.Run("a mask that can't be put on", func(t *testing.T) {
-		r.set(func() { r.ob = policy.Obligations{Masks: []policy.MaskRule{{}}} })
-		defer r.set(func() { r.ob = policy.Obligations{} })
+		r.Set(func() { r.Ob = policy.Obligations{Masks: []policy.MaskRule{{}}} })
+		defer r.Set(func() { r.Ob = policy.Obligations{} })
 		if a, text := r.do("GET", "/masked", nil); a.StatusCode != 403 || !strings.Contains(text, "masks a table's column") {
 			t.Errorf("%d %s", a.StatusCode, text)
 		}
@@ -254,7 +254,7 @@ func TestRefusalsSpeakHTTP(t *testing.T) {
 		if a, text := r.do("GET", "/", nil); a.StatusCode != 502 || a.Header.Get("WWW-Authenticate") != "" || !strings.Contains(text, "proxy's own credential") {
 			t.Errorf("%d %v %s", a.StatusCode, a.Header, text)
 		}
-		if out := r.await(t, "completed", "GET /").out; out.Status != "error" || out.Code != "401" {
+		if out := r.Await(t, "completed", "GET /").Out; out.Status != "error" || out.Code != "401" {
 			t.Errorf("%+v", out)
 		}
 	})
@@ -273,7 +273,7 @@ func TestOnePathOneDecision(t *testing.T) {
 			t.Errorf("%q: %.200q", target, out)
 		}
 	}
-	if n := len(r.all("decided")); n != 0 {
+	if n := len(r.All("decided")); n != 0 {
 		t.Errorf("%d of them were decided", n)
 	}
 	for sent, want := range map[string]string{
@@ -296,7 +296,7 @@ func TestOnePathOneDecision(t *testing.T) {
 		}
 	}
 	folded := newRig(t, http.HandlerFunc(echo), func(c *httpd.Config) { c.FoldCase = true })
-	if s := folded.seen("GET", "/Admin/Users", nil); s.URI != "/admin/users" || folded.all("decided")[0].cmd.Ops[0].Resource.Name != "/admin/users" {
+	if s := folded.seen("GET", "/Admin/Users", nil); s.URI != "/admin/users" || folded.All("decided")[0].Cmd.Ops[0].Resource.Name != "/admin/users" {
 		t.Errorf("the service saw %q", s.URI)
 	}
 }
@@ -311,7 +311,7 @@ func TestNothingIsSmuggled(t *testing.T) {
 		}
 		echo(w, q)
 	}))
-	r.set(func() { r.allow = func(c proxy.Command) bool { return !strings.Contains(c.Scrubbed, "smuggled") } })
+	r.Set(func() { r.Allow = func(c proxy.Command) bool { return !strings.Contains(c.Scrubbed, "smuggled") } })
 	auth := "Host: billing\r\nAuthorization: Bearer " + goodCredential + "\r\n"
 	inner := "GET /smuggled HTTP/1.1\r\n" + auth + "\r\n"
 	chunked := fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(inner), inner)
@@ -340,7 +340,7 @@ func TestNothingIsSmuggled(t *testing.T) {
 		out := r.raw(text)
 		t.Logf("%s: %.60q", name, out)
 	}
-	if got, want := reached.Load(), int64(len(r.all("decided"))); got > want {
+	if got, want := reached.Load(), int64(len(r.All("decided"))); got > want {
 		t.Errorf("%d requests reached the service and %d were decided", got, want)
 	}
 }
@@ -365,10 +365,10 @@ func TestBodiesOfAnySizeAreStreamed(t *testing.T) {
 	if a, text := r.do("GET", "/down", nil, "Range", "bytes=100-199"); a.StatusCode != 206 || len(text) != 100 || a.Header.Get("Content-Range") == "" {
 		t.Errorf("%d, %d bytes", a.StatusCode, len(text))
 	}
-	if out := r.await(t, "completed", "PUT /up").out; out.Sent != size {
+	if out := r.Await(t, "completed", "PUT /up").Out; out.Sent != size {
 		t.Errorf("%+v", out)
 	}
-	if out := r.all("completed")[1].out; out.Bytes != size {
+	if out := r.All("completed")[1].Out; out.Bytes != size {
 		t.Errorf("%+v", out)
 	}
 }
@@ -410,7 +410,7 @@ func TestRevokedStreamsEnd(t *testing.T) {
 		}
 	}
 	begun := time.Now()
-	r.last().revoke()
+	r.Last().Revoke()
 	if _, err := io.Copy(io.Discard, lines); err == nil {
 		t.Error("the stream ended as if it were complete")
 	}
@@ -418,7 +418,7 @@ func TestRevokedStreamsEnd(t *testing.T) {
 	if took := time.Since(begun); took > time.Second {
 		t.Errorf("it took %v", took)
 	}
-	if out := r.await(t, "completed", "GET /events").out; out.Status != "cut" {
+	if out := r.Await(t, "completed", "GET /events").Out; out.Status != "cut" {
 		t.Errorf("%+v", out)
 	}
 }
@@ -454,19 +454,19 @@ func TestWebSocketsAreAnActionOfTheirOwn(t *testing.T) {
 	if _, b, err := c.Read(ctx); err != nil || string(b) != "hello" {
 		t.Fatalf("%q %v", b, err)
 	}
-	if d := r.await(t, "decided", "GET /ws"); d.cmd.Ops[0].Action.Name() != "http:upgrade" || !d.cmd.Ops[0].Write {
-		t.Errorf("%+v", d.cmd)
+	if d := r.Await(t, "decided", "GET /ws"); d.Cmd.Ops[0].Action.Name() != "http:upgrade" || !d.Cmd.Ops[0].Write {
+		t.Errorf("%+v", d.Cmd)
 	}
 	begun := time.Now()
-	r.last().revoke()
+	r.Last().Revoke()
 	if _, _, err := c.Read(ctx); err == nil || time.Since(begun) > time.Second {
 		t.Errorf("after the revocation: %v in %v", err, time.Since(begun))
 	}
-	out := r.await(t, "completed", "GET /ws").out
+	out := r.Await(t, "completed", "GET /ws").Out
 	if out.Status != "cut" || out.Code != "101" || out.Sent == 0 || out.Bytes == 0 {
 		t.Errorf("%+v", out)
 	}
-	r.set(func() { r.allow = func(c proxy.Command) bool { return c.Kind != "upgrade" } })
+	r.Set(func() { r.Allow = func(c proxy.Command) bool { return c.Kind != "upgrade" } })
 	if _, a, err := websocket.Dial(ctx, "wss://"+r.address+"/ws", options); err == nil || a == nil || a.StatusCode != 403 {
 		t.Errorf("refused: %v %v", a, err)
 	}
@@ -487,8 +487,8 @@ func TestGRPCCallsAreDecidedByMethod(t *testing.T) {
 	if a, err := rpc.Check(ctx, &healthv1.HealthCheckRequest{}); err != nil || a.Status != healthv1.HealthCheckResponse_SERVING {
 		t.Fatalf("%v %v", a, err)
 	}
-	if d := r.await(t, "decided", "/grpc.health.v1.Health/Check"); d.cmd.Ops[0].Action.Name() != "http:grpc" {
-		t.Errorf("%+v", d.cmd)
+	if d := r.Await(t, "decided", "/grpc.health.v1.Health/Check"); d.Cmd.Ops[0].Action.Name() != "http:grpc" {
+		t.Errorf("%+v", d.Cmd)
 	}
 	if _, err := rpc.Check(ctx, &healthv1.HealthCheckRequest{Service: "unknown"}); status.Code(err) != codes.NotFound {
 		t.Errorf("the service's own status: %v", err)
@@ -500,11 +500,11 @@ func TestGRPCCallsAreDecidedByMethod(t *testing.T) {
 	if _, err := watch.Recv(); err != nil {
 		t.Fatal(err)
 	}
-	r.set(func() { r.allow = func(c proxy.Command) bool { return false } })
+	r.Set(func() { r.Allow = func(c proxy.Command) bool { return false } })
 	if _, err := rpc.Check(ctx, &healthv1.HealthCheckRequest{}); status.Code(err) != codes.PermissionDenied || !strings.Contains(err.Error(), "record: rec-refused") {
 		t.Errorf("refused: %v", err)
 	}
-	r.last().revoke()
+	r.Last().Revoke()
 	if _, err := watch.Recv(); err == nil || errors.Is(err, io.EOF) {
 		t.Errorf("the stream after its revocation: %v", err)
 	}
@@ -515,8 +515,8 @@ func TestEvidenceBeforeEffect(t *testing.T) {
 	var reached atomic.Int64
 	r := newRig(t, http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) { reached.Add(1); echo(w, q) }))
 	waiting, release := make(chan struct{}), make(chan error)
-	r.set(func() {
-		r.durable = func(context.Context) error {
+	r.Set(func() {
+		r.Durable = func(context.Context) error {
 			waiting <- struct{}{}
 			return <-release
 		}
@@ -566,13 +566,13 @@ func TestShutdownEndsEverySession(t *testing.T) {
 		defer a.Body.Close()
 	}
 	r.stop()
-	closed := r.all("closed")
+	closed := r.All("closed")
 	if len(closed) != conns {
 		t.Errorf("%d sessions of %d were closed", len(closed), conns)
 	}
 	for _, c := range closed {
-		if !strings.Contains(c.why, "shutdown") {
-			t.Errorf("a session was closed by %q", c.why)
+		if !strings.Contains(c.Why, "shutdown") {
+			t.Errorf("a session was closed by %q", c.Why)
 		}
 	}
 }
@@ -610,7 +610,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 	_ = a.Body.Close()
 	// The place is free again when the first connection has ended.
 	r.client.CloseIdleConnections()
-	r.await(t, "closed", "s1 client")
+	r.Await(t, "closed", "s1 client")
 	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		a, err := other.Do(r.request("GET", "/third", nil))
 		if err != nil {

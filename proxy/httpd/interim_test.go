@@ -86,7 +86,7 @@ func TestInterimAnswersAndTrailersSayNothingThatHeadersMayNot(t *testing.T) {
 			t.Errorf("%s: the service's own trailer is gone: %v", how, a.Trailer)
 		}
 	}
-	r.set(func() { r.ob = masks(t, "$.email=email") })
+	r.Set(func() { r.Ob = masks(t, "$.email=email") })
 	for how, http1 := range map[string]bool{"masked, HTTP/1.1": true, "masked, HTTP/2": false} {
 		a, interim := ask(http1)
 		check(how, a, interim)

@@ -77,7 +77,7 @@ func TestMembersOfJSONAreMasked(t *testing.T) {
 		{"$.e=email", ` { "e" : [ ] , "f" : { } } `, `{"e":"****","f":{}}`},
 	} {
 		service.text = c.in
-		r.set(func() { r.ob = masks(t, c.rule) })
+		r.Set(func() { r.Ob = masks(t, c.rule) })
 		a, text := r.do("GET", "/x", nil, "Range", "bytes=0-3", "If-None-Match", `"abc"`, "Accept-Encoding", "gzip")
 		if a.StatusCode != 200 || text != c.out {
 			t.Errorf("%s of %s: %d %s, want %s", c.rule, c.in, a.StatusCode, text, c.out)
@@ -86,7 +86,7 @@ func TestMembersOfJSONAreMasked(t *testing.T) {
 			t.Errorf("%s: %v, %d bytes", c.rule, a.Header, a.ContentLength)
 		}
 	}
-	out := r.all("completed")[6].out
+	out := r.All("completed")[6].Out
 	if len(out.Masked) != 1 || out.Masked[0].Column != "$.items[*].iban" || out.Masked[0].Values != 2 || out.Masked[0].Rule != "last4" || out.Status != "ok" {
 		t.Errorf("the outcome: %+v", out)
 	}
@@ -96,7 +96,7 @@ func TestWhatCannotBeMaskedIsWithheld(t *testing.T) {
 	const secret = "ada@example.com"
 	service := &answers{}
 	r := newRig(t, service)
-	r.set(func() { r.ob = masks(t, "$..email=email") })
+	r.Set(func() { r.Ob = masks(t, "$..email=email") })
 	for name, c := range map[string]answers{
 		"text":             {kind: "text/plain", text: secret},
 		"no type":          {kind: "", text: secret},
@@ -129,8 +129,8 @@ func TestWhatCannotBeMaskedIsWithheld(t *testing.T) {
 			t.Errorf("%s: %q %v", name, got, err)
 		}
 	}
-	for _, out := range r.all("completed") {
-		if out.out.Status == "ok" {
+	for _, out := range r.All("completed") {
+		if out.Out.Status == "ok" {
 			t.Errorf("an outcome says ok: %+v", out)
 		}
 	}
@@ -148,7 +148,7 @@ func TestWhatCannotBeMaskedIsWithheld(t *testing.T) {
 func TestDeepAnswersAreMaskedAtOnce(t *testing.T) {
 	const depth = 200
 	r := newRig(t, &answers{kind: "application/json", text: strings.Repeat(`{"a":`, depth) + `{"b":1}` + strings.Repeat("}", depth)})
-	r.set(func() { r.ob = masks(t, "$..a..a..a..a..a..a..b=redact, $..a..a..a..a..a..a..c=redact") })
+	r.Set(func() { r.Ob = masks(t, "$..a..a..a..a..a..a..b=redact, $..a..a..a..a..a..a..c=redact") })
 	if a, text := r.do("GET", "/x", nil); a.StatusCode != 200 || !strings.Contains(text, `{"b":"****"}`) {
 		t.Errorf("%d %s", a.StatusCode, text)
 	}
@@ -167,7 +167,7 @@ func TestMaskedAnswersOfAnySizeAreStreamed(t *testing.T) {
 		}
 		_, _ = io.WriteString(w, "]")
 	}))
-	r.set(func() { r.ob = masks(t, "$[*].email=email") })
+	r.Set(func() { r.Ob = masks(t, "$[*].email=email") })
 	a, err := r.client.Do(r.request("GET", "/all", nil))
 	if err != nil {
 		t.Fatal(err)
@@ -177,7 +177,7 @@ func TestMaskedAnswersOfAnySizeAreStreamed(t *testing.T) {
 	if err := json.NewDecoder(a.Body).Decode(&got); err != nil || len(got) != items || got[items-1].Email != "u***@example.com" {
 		t.Errorf("%d %v", len(got), err)
 	}
-	if out := r.await(t, "completed", "GET /all").out; out.Masked[0].Values != items {
+	if out := r.Await(t, "completed", "GET /all").Out; out.Masked[0].Values != items {
 		t.Errorf("%+v", out)
 	}
 }
@@ -185,9 +185,9 @@ func TestMaskedAnswersOfAnySizeAreStreamed(t *testing.T) {
 // The end of a masked answer waits for the record of what was masked; without it the answer never ends well.
 func TestMaskedAnswersEndWithTheirRecord(t *testing.T) {
 	r := newRig(t, &answers{kind: "application/json", text: `{"email":"ada@example.com"}`})
-	r.set(func() {
-		r.ob = masks(t, "$.email=email")
-		r.outcome = func(o proxy.Outcome) error {
+	r.Set(func() {
+		r.Ob = masks(t, "$.email=email")
+		r.Outcome = func(o proxy.Outcome) error {
 			if len(o.Masked) > 0 {
 				return errors.New("the log can't be written")
 			}
@@ -215,7 +215,7 @@ func TestAnAgentThatLeavesAMaskedAnswerHoldsNothingUp(t *testing.T) {
 		}
 		close(gone)
 	}), func(*httpd.Config) {})
-	r.set(func() { r.ob = masks(t, "$.email=email") })
+	r.Set(func() { r.Ob = masks(t, "$.email=email") })
 	ctx, cancel := context.WithCancel(context.Background())
 	a, err := r.client.Do(r.request("GET", "/endless", nil).WithContext(ctx))
 	if err != nil {
@@ -229,7 +229,7 @@ func TestAnAgentThatLeavesAMaskedAnswerHoldsNothingUp(t *testing.T) {
 	case <-time.After(10 * time.Second):
 		t.Fatal("the service still sends")
 	}
-	if out := r.await(t, "completed", "GET /endless").out; out.Status != "cut" {
+	if out := r.Await(t, "completed", "GET /endless").Out; out.Status != "cut" {
 		t.Errorf("%+v", out)
 	}
 }

@@ -23,7 +23,7 @@ func TestACallOfGRPCIsNoPost(t *testing.T) {
 			}
 		}
 	}))
-	r.set(func() { r.allow = func(c proxy.Command) bool { return c.Ops[0].Action.Name() == "http:post" } })
+	r.Set(func() { r.Allow = func(c proxy.Command) bool { return c.Ops[0].Action.Name() == "http:post" } })
 	for _, kinds := range [][]string{
 		{"application/grpc"}, {"application/grpc+proto"}, {"APPLICATION/gRPC"}, {"application/grpc; a=1; a=2"}, {"application/grpc;;x"}, {"application/grpc,text/plain"},
 		{"text/plain", "application/grpc"}, {"application/grpc", "text/plain"}, {"", "application/grpc"}, {"application/grpc /"}, {"application/grpc-web"}, {"text/plain, application/grpc"},

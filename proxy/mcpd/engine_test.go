@@ -120,7 +120,7 @@ func TestClientsUseWhatTheyMay(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			up := &seen{}
 			r := newRig(t, up.ServeWith(era(c.stateless, c.plain)))
-			r.set(func() { r.allow = some })
+			r.Set(func() { r.Allow = some })
 			s := r.connect(c.version, nil)
 			ctx := t.Context()
 			if got := s.InitializeResult().ProtocolVersion; got != c.version {
@@ -152,11 +152,11 @@ func TestClientsUseWhatTheyMay(t *testing.T) {
 			if err != nil || textOf(call) != "echo: hello" {
 				t.Fatalf("%v %v", call, err)
 			}
-			decided := r.await(t, "decided", "tools/call echo(text)")
-			if op := decided.cmd.Ops[0]; op.Action.Name() != "mcp:call" || op.Resource.Name != "echo" || op.Resource.Arguments != `{"text":"hello"}` || !strings.Contains(decided.cmd.Text, "hello") {
-				t.Errorf("decided %+v", decided.cmd)
+			decided := r.Await(t, "decided", "tools/call echo(text)")
+			if op := decided.Cmd.Ops[0]; op.Action.Name() != "mcp:call" || op.Resource.Name != "echo" || op.Resource.Arguments != `{"text":"hello"}` || !strings.Contains(decided.Cmd.Text, "hello") {
+				t.Errorf("decided %+v", decided.Cmd)
 			}
-			if out := r.await(t, "completed", "tools/call echo").out; out.Status != "ok" || out.Code != "200" || out.Bytes == 0 {
+			if out := r.Await(t, "completed", "tools/call echo").Out; out.Status != "ok" || out.Code != "200" || out.Bytes == 0 {
 				t.Errorf("outcome %+v", out)
 			}
 			if got, err := s.ReadResource(ctx, &mcp.ReadResourceParams{URI: "memo:///public/a"}); err != nil || got.Contents[0].Text != "text of memo:///public/a" {
@@ -199,21 +199,21 @@ func TestServersAskOnlyWhatTheyMay(t *testing.T) {
 		return &mcp.ElicitResult{Action: "decline"}, nil
 	}}
 	r := newRig(t, era(false, false))
-	r.set(func() { r.allow = some })
+	r.Set(func() { r.Allow = some })
 	s := r.connect("2025-11-25", options)
 	call, err := s.CallTool(t.Context(), &mcp.CallToolParams{Name: "ask", Arguments: map[string]any{"text": "x"}})
 	if err != nil || !strings.Contains(textOf(call), "refused") || strings.Contains(textOf(call), "rec-") || asked != 0 {
 		t.Errorf("asked %d times: %v %v", asked, call, err)
 	}
-	if e := r.await(t, "refused", "elicitation/create"); e.cmd.Ops[0].Action.Name() != "mcp:elicitation" {
+	if e := r.Await(t, "refused", "elicitation/create"); e.Cmd.Ops[0].Action.Name() != "mcp:elicitation" {
 		t.Errorf("%+v", e)
 	}
-	r.set(func() { r.allow = func(proxy.Command) bool { return true } })
+	r.Set(func() { r.Allow = func(proxy.Command) bool { return true } })
 	call, err = s.CallTool(t.Context(), &mcp.CallToolParams{Name: "ask", Arguments: map[string]any{"text": "x"}})
 	if err != nil || textOf(call) != "asked: decline" || asked != 1 {
 		t.Errorf("asked %d times: %v %v", asked, call, err)
 	}
-	r.await(t, "completed", "answer to elicitation/create")
+	r.Await(t, "completed", "answer to elicitation/create")
 }
 
 const begin = `{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"a","version":"1"}}}`
@@ -378,7 +378,7 @@ func TestHostileAnswersAreHeld(t *testing.T) {
 				w.Header().Set("Deputy-Record", "loot")
 				_, _ = io.WriteString(w, c.body)
 			}))
-			r.set(func() { r.allow = some })
+			r.Set(func() { r.Allow = some })
 			a, body := r.post(`{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"echo"}}`)
 			if !strings.Contains(body, c.want) || strings.Contains(body, c.not) || strings.Contains(fmt.Sprint(a.Header), "loot") {
 				t.Errorf("%d %.400s", a.StatusCode, body)
@@ -410,7 +410,7 @@ func TestARevokedCallEnds(t *testing.T) {
 		ended <- err
 	}()
 	<-begun
-	r.last().revoke()
+	r.Last().Revoke()
 	for _, c := range []func() bool{
 		func() bool {
 			select {
@@ -433,7 +433,7 @@ func TestARevokedCallEnds(t *testing.T) {
 			t.Error("it goes on")
 		}
 	}
-	if out := r.await(t, "completed", "tools/call").out; out.Status == "ok" {
+	if out := r.Await(t, "completed", "tools/call").Out; out.Status == "ok" {
 		t.Errorf("%+v", out)
 	}
 }
