@@ -296,3 +296,32 @@ func TestKeepalivesAndRekeysPass(t *testing.T) {
 		t.Errorf("rekeys: exit %d, %q, %d times", r.code, r.out, strings.Count(r.err, "rekey"))
 	}
 }
+
+// A session may end as its program does: what is said about the one and the end of the other's output don't get in each other's way. The race
+// detector is the judge.
+func TestASessionMayEndAsItsProgramDoes(t *testing.T) {
+	w := worldOf(t, testssh.Start(t), ops)
+	for range 40 {
+		c := w.client()
+		s, err := c.NewSession()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := s.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Start("echo over"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadAll(io.LimitReader(out, 5)); err != nil {
+			t.Fatal(err)
+		}
+		w.ledger.last().cancel(&proxy.Ended{Class: proxy.ClassRevoked, Reason: "the session was ended"})
+		_ = s.Wait()
+		_ = c.Close()
+	}
+	if n := len(w.ledger.all("completed")); n < 40 {
+		t.Errorf("%d outcomes of 40 commands", n)
+	}
+}

@@ -161,9 +161,11 @@ func (p *program) relay(ctx context.Context, s *sessionChannel) {
 		p.complete(ctx, ended.outcome)
 		_, _ = s.ch.SendRequest(ended.kind, false, ended.payload)
 	}
+	heard := true
 	select {
 	case <-written:
 	case <-s.gone:
+		heard = false // and nobody listens any more
 	}
 	if ended.kind == "" {
 		p.complete(ctx, proxy.Outcome{Status: "cut"})
@@ -171,7 +173,9 @@ func (p *program) relay(ctx context.Context, s *sessionChannel) {
 			p.say("the target closed the connection, or this part of it, without saying how it ended")
 		}
 	}
-	_ = s.ch.CloseWrite()
+	if heard {
+		s.endOutput()
+	}
 	select {
 	case <-p.closed:
 	case <-s.gone:

@@ -35,6 +35,9 @@ type sessionChannel struct {
 	resized bool          // guarded by mu: pty changed since it was asked for
 	running *program      // guarded by mu
 	before  []queuedAfter // guarded by mu: what came while it was being started
+
+	voice sync.Mutex // of say: x/crypto/ssh doesn't take a write and the end of writing at once
+	quiet bool       // guarded by voice: the output has ended
 }
 
 // queuedAfter is a request that waits until the program runs.
@@ -123,9 +126,24 @@ func (s *sessionChannel) refuseHelper(r *ssh.Request, kind, reason string) (slow
 	}
 }
 
-// say writes a line to the agent beside the program's output.
+// say writes a line to the agent beside the program's output, while there may be some.
 func (s *sessionChannel) say(text string) {
+	s.voice.Lock()
+	defer s.voice.Unlock()
+	if s.quiet {
+		return
+	}
 	_, _ = io.WriteString(s.ch.Stderr(), "deputy: "+printable(text)+"\r\n")
+}
+
+// endOutput tells the agent that no more output comes. While something is still being said to an agent that doesn't read, the end of the channel,
+// which follows, has to say it.
+func (s *sessionChannel) endOutput() {
+	if s.voice.TryLock() {
+		defer s.voice.Unlock()
+		s.quiet = true
+		_ = s.ch.CloseWrite()
+	}
 }
 
 func (s *sessionChannel) askPTY(payload []byte) bool {
@@ -268,7 +286,7 @@ func (s *sessionChannel) refuse(r *ssh.Request, text string) {
 	s.say(text)
 	// In sshd's order: OpenSSH's client, as the master of a shared connection, forgets a status that comes behind the end of the output.
 	_, _ = s.ch.SendRequest("exit-status", false, ssh.Marshal(struct{ Status uint32 }{exitRefused}))
-	_ = s.ch.CloseWrite()
+	s.endOutput()
 	_ = s.ch.Close()
 }
 
