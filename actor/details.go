@@ -178,6 +178,8 @@ func parseDetail(data []byte) (Detail, error) {
 		return parseTCP(data)
 	case mcpType:
 		return parseMCP(data)
+	case kubeType:
+		return parseKube(data)
 	}
 	return nil, refuse(ClassDetails, "unknown type %q of authorization_details", kind)
 }

@@ -71,6 +71,27 @@ func (d MCPDetail) String() string {
 	return b.String()
 }
 
+// String is one line for people.
+func (d KubeDetail) String() string {
+	var b strings.Builder
+	b.WriteString(strings.Join(d.Actions, ","))
+	for _, part := range []struct {
+		name string
+		list []string
+	}{
+		{"resources", d.Resources}, {"namespaces", d.Namespaces}, {"names", d.Names}, {"containers", d.Containers}, {"programs", d.Programs}, {"paths", d.Paths},
+	} {
+		if part.list != nil {
+			fmt.Fprintf(&b, ", %s %s", part.name, strings.Join(part.list, ","))
+		}
+	}
+	if d.Commands != nil {
+		fmt.Fprintf(&b, ", commands %q", d.Commands)
+	}
+	fmt.Fprintf(&b, " of %s", targetNames(d.Locations))
+	return b.String()
+}
+
 func targetNames(ids []spiffeid.ID) string {
 	var names []string
 	for _, l := range ids {

@@ -48,6 +48,7 @@ type vectorAction struct {
 	Database string `json:"database,omitempty"`
 	Schema   string `json:"schema,omitempty"`
 	Table    string `json:"table,omitempty"`
+	*KubeVector
 }
 
 type matrixCell struct {
@@ -107,7 +108,7 @@ func narrowingCases() []struct {
 	}
 	one := func(m map[string]any) []any { return []any{m} }
 	const wider = actor.ClassWider
-	return []struct {
+	cases := []struct {
 		name          string
 		parent, child []any
 		class         actor.Class
@@ -162,6 +163,14 @@ func narrowingCases() []struct {
 		{"ssh within postgres", one(wide), one(anyHost), wider},
 		{"postgres within ssh", one(anyHost), one(wide), wider},
 	}
+	for _, c := range kubeNarrowing() {
+		cases = append(cases, struct {
+			name          string
+			parent, child []any
+			class         actor.Class
+		}{c.name, one(c.parent), one(c.child), c.class})
+	}
+	return cases
 }
 
 func matchingCases() ([]namedDetails, []namedAction) {
@@ -248,6 +257,13 @@ func matchingCases() ([]namedDetails, []namedAction) {
 }
 
 func (a vectorAction) action() actor.Action {
+	if a.Type == "deputy_kube" {
+		var v KubeVector
+		if a.KubeVector != nil {
+			v = *a.KubeVector
+		}
+		return v.kube(must(spiffeid.FromString(a.Target)), a.Verb)
+	}
 	if a.Type == "deputy_ssh" {
 		return actor.SSHAction{Target: must(spiffeid.FromString(a.Target)), Verb: a.Verb, Account: a.Account, Object: a.Object}
 	}
@@ -266,6 +282,8 @@ func detailsVectors() (narrowingFile, matchingFile) {
 	}
 	m := matchingFile{Description: "Is the action within the details, and how many rows may it give back (0: no limit)? Every pair is listed."}
 	m.Details, m.Actions = matchingCases()
+	details, actions := kubeMatching()
+	m.Details, m.Actions = append(m.Details, details...), append(m.Actions, actions...)
 	for _, d := range m.Details {
 		for _, a := range m.Actions {
 			m.Matrix = append(m.Matrix, cell(d, a))
@@ -326,7 +344,11 @@ func TestEveryActionIsInOrOutAsTheMatrixSays(t *testing.T) {
 		if got != want {
 			t.Errorf("%s, %s: got %+v, want %+v", want.Details, want.Action, got, want)
 		}
-		if byHand := slices.Contains(strings.Split(inside[want.Details], "|"), want.Action); byHand != want.In {
+		table, ok := inside[want.Details]
+		if !ok {
+			table = insideKube[want.Details]
+		}
+		if byHand := slices.Contains(strings.Split(table, "|"), want.Action); byHand != want.In {
 			t.Errorf("%s, %s: the file says %v, the table in this test %v", want.Details, want.Action, want.In, byHand)
 		}
 		limits[want.Details+"/"+want.Action] = want.MaxRows

@@ -37,7 +37,7 @@ func (b *Broker) webHandler() http.Handler {
 		Issuer: b.cfg.Mesh, TokenEndpoint: b.cfg.TokenURL + "/token", RevocationEndpoint: b.cfg.TokenURL + "/revoke", KeysURL: base + "/jwks",
 		ResponseTypes: []string{}, GrantTypes: []string{"urn:ietf:params:oauth:grant-type:token-exchange"},
 		TokenAuthMethods: []string{"spiffe_x509"}, RevokeAuthMethods: []string{"spiffe_x509"}, BoundTokens: true,
-		DetailTypes: []string{actor.PostgresDetail{}.Type(), actor.SSHDetail{}.Type(), actor.HTTPDetail{}.Type(), actor.TCPDetail{}.Type(), actor.MCPDetail{}.Type()},
+		DetailTypes: []string{actor.PostgresDetail{}.Type(), actor.SSHDetail{}.Type(), actor.HTTPDetail{}.Type(), actor.TCPDetail{}.Type(), actor.MCPDetail{}.Type(), actor.KubeDetail{}.Type()},
 	}
 	for _, v := range actor.PostgresVerbs() {
 		m.Scopes = append(m.Scopes, "postgres:"+v)
@@ -53,6 +53,9 @@ func (b *Broker) webHandler() http.Handler {
 	}
 	for _, v := range actor.MCPVerbs() {
 		m.Scopes = append(m.Scopes, "mcp:"+v)
+	}
+	for _, v := range actor.KubeVerbs() {
+		m.Scopes = append(m.Scopes, "kube:"+v)
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /.well-known/oauth-authorization-server"+path, func(w http.ResponseWriter, _ *http.Request) {

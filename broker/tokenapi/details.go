@@ -68,6 +68,10 @@ func withinScopes(have actor.Details, scopes []string) (actor.Details, error) {
 			if d.Actions = keep("mcp:", d.Actions); len(d.Actions) > 0 {
 				out = append(out, d)
 			}
+		case actor.KubeDetail:
+			if d.Actions = keep("kube:", d.Actions); len(d.Actions) > 0 {
+				out = append(out, d)
+			}
 		default:
 			return nil, bad(codeScope, "request.scope", "scope can't be used with "+d.Type())
 		}

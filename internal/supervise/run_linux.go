@@ -225,6 +225,8 @@ func (m Mesh) everything() (actor.Details, error) {
 			out = append(out, actor.HTTPDetail{Locations: []spiffeid.ID{id}, Actions: actor.HTTPVerbs()})
 		case "mcp":
 			out = append(out, actor.MCPDetail{Locations: []spiffeid.ID{id}, Actions: actor.MCPVerbs()})
+		case "kube":
+			out = append(out, actor.KubeDetail{Locations: []spiffeid.ID{id}, Actions: actor.KubeVerbs()})
 		case "tcp":
 			out = append(out, actor.TCPDetail{Locations: []spiffeid.ID{id}, Actions: actor.TCPVerbs()})
 		}

@@ -78,13 +78,14 @@ const (
 	HTTP     Kind = "http"
 	TCP      Kind = "tcp"
 	MCP      Kind = "mcp"
+	Kube     Kind = "kube"
 )
 
 // ParseKind reads a kind as it stands in configuration.
 func ParseKind(s string) (Kind, error) {
 	switch k := Kind(s); k {
-	case Postgres, SSH, HTTP, TCP, MCP:
+	case Postgres, SSH, HTTP, TCP, MCP, Kube:
 		return k, nil
 	}
-	return "", fmt.Errorf("target kind %q is not supported: want %q, %q, %q, %q or %q", s, Postgres, SSH, HTTP, TCP, MCP)
+	return "", fmt.Errorf("target kind %q is not supported: want %q, %q, %q, %q, %q or %q", s, Postgres, SSH, HTTP, TCP, MCP, Kube)
 }

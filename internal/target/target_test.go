@@ -31,12 +31,12 @@ func TestNames(t *testing.T) {
 			t.Errorf("%q became %v", s, n)
 		}
 	}
-	for _, kind := range []string{"postgres", "ssh", "http", "tcp", "mcp"} {
+	for _, kind := range []string{"postgres", "ssh", "http", "tcp", "mcp", "kube"} {
 		if _, err := target.ParseKind(kind); err != nil {
 			t.Error(err)
 		}
 	}
-	if _, err := target.ParseKind("kube"); err == nil {
-		t.Error("kube has no engine yet")
+	if _, err := target.ParseKind("mysql"); err == nil {
+		t.Error("mysql has no engine")
 	}
 }

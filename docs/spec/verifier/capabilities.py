@@ -8,6 +8,9 @@ from strictjson import array_of, integer, object_of, string
 
 SSH_VERBS = ("exec shell subsystem forward sftp-read sftp-write sftp-list sftp-stat sftp-rename sftp-remove sftp-setstat sftp-link").split()
 MCP_VERBS = "call list read prompt complete subscribe sampling elicitation roots".split()
+KUBE_VERBS = (
+    "get list watch create update patch delete deletecollection exec attach portforward debug proxy token approve escalate bind reveal nonresource"
+).split()
 HTTP_VERBS = "get head options post put patch delete grpc upgrade".split()
 VERBS = "select insert update delete truncate ddl admin call set copy lock listen".split()
 _NO_IDENTIFIER = re.compile('[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff.*"]')
@@ -212,7 +215,95 @@ def _read_mcp(value):
     return c
 
 
-_READERS = {"deputy_mcp": _read_mcp, "deputy_postgres": _read_postgres, "deputy_ssh": _read_ssh, "deputy_http": _read_http, "deputy_tcp": _read_tcp}
+_LABEL = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_DNS = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*"
+_KUBE_PATTERN = re.compile(rf"(?:{_LABEL}|\*)(?:\.({_DNS}|\*))?(?:/(?:{_LABEL}|\*))?")
+_NAMESPACE_PATTERN = re.compile(rf"{_LABEL}|(?:[a-z0-9][a-z0-9-]{{0,62}})?\*")
+_KUBE_NAME = re.compile("[A-Za-z0-9_:@+=,~!-][A-Za-z0-9._:@+=,~!-]*")
+_PLAIN = "[A-Za-z0-9_./:@+,=%-]+"
+_QUOTED = r"'((?:[^']|'\\'')*)'"
+_KUBE_WORD = re.compile(f"{_PLAIN}|{_QUOTED}", re.DOTALL)
+
+
+def _is(pattern):
+    return lambda entry: re.fullmatch(pattern, entry) is not None
+
+
+def _kube_pattern(entry):
+    m = _KUBE_PATTERN.fullmatch(entry)
+    return m is not None and len(m[1] or "") <= 253
+
+
+def _kube_name(entry):
+    return len(entry) <= 253 and _KUBE_NAME.fullmatch(entry) is not None and not entry.endswith(".")
+
+
+def _name_pattern(entry):
+    if entry.endswith("*") and len(entry) <= 253 and (entry == "*" or _KUBE_NAME.fullmatch(entry[:-1])):
+        return True
+    return _kube_name(entry)
+
+
+def _joined(text):
+    """Whether a text is that of a command's words, in its one form."""
+    at = 0
+    if len(text.encode()) > 65536:
+        return False
+    while True:
+        m = _KUBE_WORD.match(text, at)
+        if m is None or (m[1] is not None and re.fullmatch(_PLAIN, m[1].replace("'\\''", "'"))):
+            return False
+        at = m.end()
+        if at == len(text):
+            return True
+        if text[at] != " ":
+            return False
+        at += 1
+
+
+def kube_program(command):
+    word = command.partition(" ")[0]
+    return word if len(word) <= 256 and re.fullmatch(_PLAIN, word) else None
+
+
+def _kube_command(entry):
+    return _command(entry) and _joined(entry)
+
+
+def _kube_program(entry):
+    return kube_program(entry) == entry
+
+
+def _kube_path(entry):
+    begin = entry.removesuffix("*")
+    if len(entry.encode()) > 1024 or "*" in begin or (begin != entry and not begin.endswith("/")):
+        return False
+    return _http_path(begin)
+
+
+_KUBE_LISTS = {
+    "resources": _kube_pattern,
+    "namespaces": _is(_NAMESPACE_PATTERN),
+    "names": _name_pattern,
+    "containers": _is(_LABEL),
+    "commands": _kube_command,
+    "programs": _kube_program,
+    "paths": _kube_path,
+}
+_kube = object_of({"type": string, "locations": _strings, "actions": _strings}, {name: _strings for name in _KUBE_LISTS})
+
+
+def _read_kube(value):
+    c = _kube(value)
+    _list(c["locations"], ids.is_target)
+    _list(c["actions"], KUBE_VERBS.__contains__)
+    for name, good in _KUBE_LISTS.items():
+        if name in c:
+            _list(c[name], good)
+    return c
+
+
+_READERS = {"deputy_kube": _read_kube, "deputy_mcp": _read_mcp, "deputy_postgres": _read_postgres, "deputy_ssh": _read_ssh, "deputy_http": _read_http, "deputy_tcp": _read_tcp}
 
 
 def _read_one(value):
@@ -252,6 +343,8 @@ def _one_within(c, p):
         return True
     if c["type"] == "deputy_mcp":
         return _mcp_within(c, p)
+    if c["type"] == "deputy_kube":
+        return _kube_within(c, p)
     if "databases" in p and not ("databases" in c and set(c["databases"]) <= set(p["databases"])):
         return False
     if "tables" in p:
@@ -316,6 +409,47 @@ def _mcp_within(c, p):
     return "resources" not in p or ("resources" in c and all(_uri_covers(p["resources"], entry) for entry in c["resources"]))
 
 
+def _triple(pattern):
+    rest, _, sub = pattern.partition("/")
+    resource, _, group = rest.partition(".")
+    return resource, group, sub
+
+
+def _resource_covers(patterns, entry):
+    have = _triple(entry)
+    for p in patterns:
+        resource, group, sub = _triple(p)
+        if resource in ("*", have[0]) and group in ("*", have[1]) and (sub == have[2] or (sub == "*" and have[2] != "")):
+            return True
+    return False
+
+
+def _begins(patterns, name):
+    return name != "" and any(p == name or (p.endswith("*") and name.removesuffix("*").startswith(p[:-1])) for p in patterns)
+
+
+def _below(patterns, path):
+    return any(p == path or (p.endswith("*") and path.startswith(p[:-1]) and path != p[:-1]) for p in patterns)
+
+
+def _kube_runs(c, command):
+    return command in c.get("commands", []) or kube_program(command) in c.get("programs", [])
+
+
+def _kube_within(c, p):
+    if "containers" in p and not ("containers" in c and set(c["containers"]) <= set(p["containers"])):
+        return False
+    if _bounded(p):
+        if not _bounded(c) or not set(c.get("programs", [])) <= set(p.get("programs", [])):
+            return False
+        if not all(_kube_runs(p, command) for command in c.get("commands", [])):
+            return False
+    for name, covers in {"resources": _resource_covers, "namespaces": _begins, "names": _begins, "paths": _below}.items():
+        if name in p and not (name in c and all(covers(p[name], entry) for entry in c[name])):
+            return False
+    return True
+
+
 def within(details, parents):
     return all(any(_one_within(d, p) for p in parents) for d in details)
 
@@ -366,7 +500,67 @@ def _mcp_matches(c, action):
     return what == ""
 
 
+_RBAC = "rbac.authorization.k8s.io"
+_CSR = "certificates.k8s.io"
+_ABOUT = {
+    "exec": [("", "pods", "exec")],
+    "attach": [("", "pods", "attach")],
+    "portforward": [("", "pods", "portforward")],
+    "debug": [("", "pods", "ephemeralcontainers")],
+    "proxy": [("", "pods", "proxy"), ("", "services", "proxy"), ("", "nodes", "proxy")],
+    "token": [("", "serviceaccounts", "token")],
+    "approve": [(_CSR, "certificatesigningrequests", "approval"), (_CSR, "certificatesigningrequests", "status")],
+    "escalate": [(_RBAC, "roles", ""), (_RBAC, "clusterroles", "")],
+    "bind": [(_RBAC, "rolebindings", ""), (_RBAC, "clusterrolebindings", "")],
+    "reveal": [("", "secrets", "")],
+}
+_BESIDE = ("escalate", "bind", "reveal")
+
+
+def _kube_formed(action):
+    verb = action["verb"]
+    group, resource, sub, namespace, name, container, command, path = (
+        action.get(m, "") for m in ("group", "resource", "subresource", "namespace", "name", "container", "command", "path")
+    )
+    if verb == "nonresource":
+        return not any((group, resource, sub, namespace, name, container, command)) and _http_path(path)
+    what = (group, resource, sub)
+    if verb in _ABOUT and what not in _ABOUT[verb]:
+        return False
+    for own, about in _ABOUT.items():
+        if own not in _BESIDE and own != verb and what in about and (verb != "get" or own not in ("debug", "approve")):
+            return False
+    if path or (verb == "exec") != (command != "") or not re.fullmatch(_LABEL, resource):
+        return False
+    if group and (len(group) > 253 or not re.fullmatch(_DNS, group)):
+        return False
+    if not all(re.fullmatch(_LABEL, s) for s in (sub, namespace, container) if s):
+        return False
+    return (not name or _name_pattern(name)) and (not command or _joined(command))
+
+
+def _kube_matches(c, action):
+    verb, command = action["verb"], action.get("command", "")
+    if action["target"] not in c["locations"] or verb not in c["actions"] or not _kube_formed(action):
+        return False
+    if verb == "nonresource":
+        return "paths" not in c or _below(c["paths"], action["path"])
+    inside = verb in ("exec", "attach", "debug")
+    sub = action.get("subresource", "")
+    pattern = action["resource"] + ("." + action["group"] if action.get("group") else "") + ("/" + sub if sub else "")
+    if "resources" in c and not _resource_covers(c["resources"], pattern):
+        return False
+    for name, member in {"namespaces": "namespace", "names": "name"}.items():
+        if name in c and not _begins(c[name], action.get(member, "")):
+            return False
+    if "containers" in c and (inside or sub == "log") and action.get("container", "") not in c["containers"]:
+        return False
+    return not (_bounded(c) and inside) or (verb == "exec" and _kube_runs(c, command))
+
+
 def _one_matches(c, action):
+    if c["type"] == "deputy_kube":
+        return _kube_matches(c, action)
     if c["type"] == "deputy_mcp":
         return _mcp_matches(c, action)
     if c["type"] == "deputy_http":
