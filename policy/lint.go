@@ -55,14 +55,19 @@ func (s *Set) lintEntity(uid types.EntityUID) string {
 			}
 		}
 		return fmt.Sprintf("%s: no target of the set stands in that group", uid)
-	case typeDatabase, typeTable, typeFunction, typeSetting, typeChannel, typeAccount, typeExec, typeSubsystem, typePath, typeForward:
+	case typeKubeNamespace:
+		target, err := lintNamespace(uid)
+		if err != nil {
+			return err.Error()
+		}
+		return s.lintTarget(uid, target)
+	case typeDatabase, typeTable, typeFunction, typeSetting, typeChannel, typeAccount, typeExec, typeSubsystem, typePath, typeForward,
+		typeService, typeEndpoint, typeTool, typeMCPResource, typePrompt, typeKubeResource, typeKubePath:
 		r, err := parseResource(uid)
 		if err != nil {
 			return err.Error()
 		}
-		if _, ok := s.source.Targets[r.Target]; !ok {
-			return fmt.Sprintf("%s: %q is not among the set's targets (%s)", uid, r.Target, strings.Join(sortedKeys(s.source.Targets), ", "))
-		}
+		return s.lintTarget(uid, r.Target)
 	case typeGrade, typeEvidence:
 		if values := s.vocabulary.enums[uid.Type]; !slices.Contains(values, uid) {
 			return fmt.Sprintf("%s is none of the values %v", uid, values)
@@ -71,6 +76,13 @@ func (s *Set) lintEntity(uid types.EntityUID) string {
 		if iss, sub, ok := strings.Cut(string(uid.ID), "#"); !ok || iss == "" || sub == "" {
 			return fmt.Sprintf("%s should read <issuer>#<subject>", uid)
 		}
+	}
+	return ""
+}
+
+func (s *Set) lintTarget(uid types.EntityUID, target string) string {
+	if _, ok := s.source.Targets[target]; !ok {
+		return fmt.Sprintf("%s: %q is not among the set's targets (%s)", uid, target, strings.Join(sortedKeys(s.source.Targets), ", "))
 	}
 	return ""
 }
@@ -100,7 +112,7 @@ func (s *Set) lintEquality(a, b ast.IsNode) string {
 	case "principal":
 		possible = uid.Type == typeUser
 	case "resource":
-		possible = slices.Contains([]types.EntityType{typeDatabase, typeTable, typeFunction, typeSetting, typeChannel, typeAccount, typeExec, typeSubsystem, typePath, typeForward}, uid.Type)
+		possible = !slices.Contains([]types.EntityType{typeTarget, typeTargetGroup, typeKubeNamespace, typeUser, typeRole, typeAction, typeGrade, typeEvidence}, uid.Type)
 	}
 	if possible {
 		return ""

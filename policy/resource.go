@@ -8,6 +8,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/cedar-policy/cedar-go/types"
+
+	"github.com/deputymesh/deputy/actor"
 )
 
 // Kind is the kind of object that a command touches.
@@ -36,6 +38,10 @@ const (
 	KindTool        Kind = "tool"
 	KindMCPResource Kind = "resource"
 	KindPrompt      Kind = "prompt"
+
+	// These are at a Kubernetes cluster; see kube.go.
+	KindKubeResource Kind = "kube_resource"
+	KindKubePath     Kind = "kube_path"
 )
 
 // maxName bounds one name of a resource, in bytes. PostgreSQL's own limit is 63.
@@ -55,6 +61,8 @@ type Resource struct {
 	Query string `json:"query,omitempty"`
 	// Arguments are what a tool or prompt is called with, see [Arguments]. They are no part of its name either.
 	Arguments string `json:"arguments,omitempty"`
+	// Kube is the object of a request to a cluster. Container and command say more about it, and are no part of what it is called.
+	Kube actor.KubeObject `json:"kube,omitzero"`
 }
 
 // Database is the resource of a whole database.
@@ -92,6 +100,9 @@ func (r Resource) ID() string {
 	if r.inService() {
 		return r.serviceID()
 	}
+	if r.onCluster() {
+		return r.kubeID()
+	}
 	id := escape(r.Target, false) + "/" + escape(r.Database, false)
 	switch r.Kind {
 	case KindTable, KindFunction:
@@ -111,6 +122,9 @@ func (r Resource) String() string {
 	if r.inService() {
 		return r.serviceString()
 	}
+	if r.onCluster() {
+		return r.kubeString()
+	}
 	place := r.Target + "/" + r.Database
 	switch r.Kind {
 	case KindTable, KindFunction:
@@ -123,6 +137,12 @@ func (r Resource) String() string {
 }
 
 func (r Resource) check() error {
+	if r.onCluster() {
+		return r.checkKube()
+	}
+	if r.Kube != (actor.KubeObject{}) {
+		return fmt.Errorf("a %s is no object of a cluster", r.Kind)
+	}
 	if r.inService() {
 		return r.checkService()
 	}
@@ -160,6 +180,9 @@ func (r Resource) check() error {
 }
 
 func (r Resource) uid() types.EntityUID {
+	if r.onCluster() {
+		return r.kubeUID()
+	}
 	t := typeDatabase
 	switch r.Kind {
 	case KindAccount, KindExec, KindSubsystem, KindPath, KindForward:
@@ -186,6 +209,10 @@ func (r Resource) entities(into types.EntityMap) {
 	}
 	if r.inService() {
 		r.serviceEntities(into)
+		return
+	}
+	if r.onCluster() {
+		r.kubeEntities(into)
 		return
 	}
 	db := Database(r.Target, r.Database)
@@ -238,7 +265,7 @@ func (c *resources) of(r Resource) (object, error) {
 	}
 	o = object{r.uid(), make(types.EntityMap, 2)}
 	r.entities(o.entities)
-	if len(r.Name) > maxName {
+	if len(r.Name) > maxName || len(r.Kube.Command) > maxName {
 		return o, nil // a command may be long; those that are aren't asked for again and again
 	}
 	c.mu.Lock()
@@ -266,6 +293,8 @@ func parseResource(uid types.EntityUID) (Resource, error) {
 		r.Kind = KindChannel
 	case typeService, typeEndpoint, typeTool, typeMCPResource, typePrompt:
 		return parseServiceResource(uid)
+	case typeKubeResource, typeKubePath:
+		return parseKubeResource(uid)
 	default:
 		return parseHostResource(uid)
 	}

@@ -130,16 +130,19 @@ func (s *Set) decide(r Request, choose func(types.EntityUID) cedar.PolicyIterato
 		}
 	}
 	var d Decision
-	exact := false
+	exact, named := false, !s.vocabulary.within(req.Action, groupNamed)
 	for _, reason := range diag.Reasons {
 		rule := s.byID[reason.PolicyID]
 		d.Policies = append(d.Policies, rule.name)
 		exact = exact || rule.namesExactly(req.Resource)
+		named = named || rule.names(req.Action)
 	}
 	slices.Sort(d.Policies)
 	switch {
 	case verdict == cedar.Allow && r.Exact && !exact:
 		d.Reason = fmt.Sprintf("%s on %s needs a policy written for exactly that (resource == …); %s is wider", r.Action, r.Resource, quoted(d.Policies))
+	case verdict == cedar.Allow && !named:
+		d.Reason = fmt.Sprintf("%s on %s needs a policy that names this action in its head; %s is wider", r.Action, r.Resource, quoted(d.Policies))
 	case verdict == cedar.Allow:
 		d.Allow = true
 		for _, reason := range diag.Reasons {

@@ -35,7 +35,7 @@ type Source struct {
 
 // Target is what policies know of a target.
 type Target struct {
-	// Kind is the engine: "postgres", "ssh", "http", "tcp" or "mcp".
+	// Kind is the engine: "postgres", "ssh", "http", "tcp", "mcp" or "kube".
 	Kind string
 	// Groups are the Deputy::TargetGroup entities that the target stands in.
 	Groups []string
@@ -44,7 +44,7 @@ type Target struct {
 var (
 	targetPattern = regexp.MustCompile(`^[a-z][a-z0-9-]{0,62}$`)
 	filePattern   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.cedar$`)
-	kinds         = []string{"postgres", "ssh", "http", "tcp", "mcp"}
+	kinds         = []string{"postgres", "ssh", "http", "tcp", "mcp", "kube"}
 )
 
 // check refuses a source whose frame is wrong; the texts are compiled later.

@@ -126,7 +126,7 @@ func (s *Session) decide(v *verified, cmd Command, now time.Time) verdict {
 	}
 
 	for _, m := range out.obligations.Masks {
-		if m.Path != "" && cmd.Ops[0].Resource.Kind != policy.KindEndpoint {
+		if m.Path != "" && cmd.Ops[0].Resource.Kind != policy.KindEndpoint && cmd.Ops[0].Resource.Kind != policy.KindKubeResource {
 			out.refusal = &Refusal{Class: ClassUndecided, Reason: "the policy masks members of JSON, and this target's answers have none", Policy: strings.Join(out.policies, ", ")}
 			return out
 		}

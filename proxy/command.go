@@ -52,6 +52,8 @@ const (
 	VerbConnect = "connect"
 	// VerbSFTP opens the subsystem sftp: whoever may do anything with an account's files may open it.
 	VerbSFTP = "sftp"
+	// VerbDiscover asks a cluster which resources it has: whoever may do anything in it may ask.
+	VerbDiscover = "discover"
 )
 
 const maxOps = 512
@@ -83,6 +85,8 @@ func (c Command) check(target, database string) error {
 			err = checkTCP(a, op.Resource, target)
 		case actor.MCPAction:
 			err = checkMCP(a, op.Resource, target)
+		case actor.KubeAction:
+			err = checkKube(a, op.Resource, target)
 		default:
 			err = fmt.Errorf("an action of type %T has no rule here", op.Action)
 		}
@@ -140,6 +144,20 @@ func checkMCP(a actor.MCPAction, r policy.Resource, target string) error {
 	return nil
 }
 
+func checkKube(a actor.KubeAction, r policy.Resource, target string) error {
+	want := policy.KubeResource(target, a.Object)
+	switch a.Verb {
+	case VerbDiscover:
+		want = policy.Service(target)
+	case "nonresource":
+		want = policy.KubePath(target, a.Path)
+	}
+	if name, err := actor.TargetName(a.Target); err != nil || name != target || r != want || a.Verb == VerbDiscover && a.Object != (actor.KubeObject{}) {
+		return fmt.Errorf("%s is about another object than %s", a.Name(), r)
+	}
+	return nil
+}
+
 // match requires every op to lie within the details and returns the tightest limit.
 func (c Command) match(details actor.Details) (actor.Limits, error) {
 	var out actor.Limits
@@ -169,6 +187,10 @@ func matchOp(op Op, details actor.Details) (actor.Limits, error) {
 		if a.Verb == VerbConnect && a.Kind == "" {
 			return actor.Limits{}, reachesServer(a, details)
 		}
+	case actor.KubeAction:
+		if a.Verb == VerbDiscover {
+			return actor.Limits{}, reachesCluster(a, details)
+		}
 	}
 	return details.Match(op.Action)
 }
@@ -192,6 +214,15 @@ func reachesServer(a actor.MCPAction, details actor.Details) error {
 	return errors.New("nothing in the credential speaks of this tool server")
 }
 
+func reachesCluster(a actor.KubeAction, details actor.Details) error {
+	for _, d := range details.ForTarget(a.Target) {
+		if _, ok := d.(actor.KubeDetail); ok {
+			return nil
+		}
+	}
+	return errors.New("nothing in the credential speaks of this cluster")
+}
+
 func reachesAccount(a actor.SSHAction, details actor.Details) error {
 	for _, d := range details.ForTarget(a.Target) {
 		if host, ok := d.(actor.SSHDetail); ok && host.Reaches(a.Account, a.Verb == VerbSFTP) == nil {
@@ -202,6 +233,23 @@ func reachesAccount(a actor.SSHAction, details actor.Details) error {
 		return errors.New("nothing in the credential speaks of this account's files")
 	}
 	return errors.New("nothing in the credential speaks of this account")
+}
+
+// kubeName is an object as kubectl spells it, such as shop/deployments.apps/web/scale.
+func kubeName(o actor.KubeObject) string {
+	parts := []string{o.Resource}
+	if o.Group != "" {
+		parts[0] += "." + o.Group
+	}
+	if o.Namespace != "" {
+		parts = append([]string{o.Namespace}, parts...)
+	}
+	for _, s := range []string{o.Name, o.Subresource} {
+		if s != "" {
+			parts = append(parts, s)
+		}
+	}
+	return strings.Join(parts, "/")
 }
 
 // actions is the distinct actions, for the record.
@@ -237,7 +285,9 @@ func (c Command) objects() []audit.Object {
 			}
 		case policy.KindService:
 			name = op.Resource.Target
-		case policy.KindSubsystem, policy.KindPath, policy.KindForward, policy.KindEndpoint, policy.KindTool, policy.KindMCPResource, policy.KindPrompt:
+		case policy.KindKubeResource:
+			name = kubeName(op.Resource.Kube)
+		case policy.KindSubsystem, policy.KindPath, policy.KindForward, policy.KindEndpoint, policy.KindTool, policy.KindMCPResource, policy.KindPrompt, policy.KindKubePath:
 			name = op.Resource.Name
 		}
 		out = append(out, audit.Object{Kind: string(op.Resource.Kind), Name: name, Columns: op.Columns, Write: op.Write})

@@ -1,0 +1,160 @@
+package policy_test
+
+import (
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/deputymesh/deputy/actor"
+	"github.com/deputymesh/deputy/policy"
+)
+
+const kubePolicies = `
+@id("discover") permit (principal, action == Deputy::Action::"kube:discover", resource == Deputy::Service::"prod");
+@id("read-shop") permit (principal, action in Deputy::Action::"read", resource in Deputy::KubeNamespace::"prod/shop") unless { resource.resource == "secrets" };
+@id("health") permit (principal, action == Deputy::Action::"kube:nonresource", resource == Deputy::KubePath::"prod/%2Fhealthz");
+@id("scale") permit (principal, action == Deputy::Action::"kube:patch", resource == Deputy::KubeResource::"prod/shop/deployments.apps/web/scale");
+@id("ls") permit (principal, action == Deputy::Action::"kube:exec", resource in Deputy::KubeNamespace::"prod/shop")
+  when { resource.container == "app" && (resource.program == "ls" || resource.command == "sh -c 'id; ls'") };
+@id("everything") permit (principal, action, resource in Deputy::KubeNamespace::"prod/lab");
+@id("all-of-admin") permit (principal, action in [Deputy::Action::"admin", Deputy::Action::"named"], resource in Deputy::KubeNamespace::"prod/lab");
+@id("show") permit (principal, action in [Deputy::Action::"kube:reveal", Deputy::Action::"kube:get"], resource == Deputy::KubeResource::"prod/lab/secrets/db");
+@id("token") permit (principal, action == Deputy::Action::"kube:token", resource is Deputy::KubeResource in Deputy::KubeNamespace::"prod/lab") when { resource.name == "ci" };
+`
+
+func kubeSource(text string) policy.Source {
+	return policy.Source{
+		Version: 1, Schema: policy.SchemaID, IssuedAt: 1, Files: map[string]string{"kube.cedar": text},
+		Targets: map[string]policy.Target{"prod": {Kind: "kube"}, "other": {Kind: "kube"}},
+	}
+}
+
+func TestClustersAreDecidedByObject(t *testing.T) {
+	set := load(t, kubeSource(kubePolicies))
+	on := func(namespace, resource, name string) policy.Resource {
+		o := actor.KubeObject{Namespace: namespace, Name: name}
+		resource, o.Subresource, _ = strings.Cut(resource, "/")
+		o.Resource, o.Group, _ = strings.Cut(resource, ".")
+		return policy.KubeResource("prod", o)
+	}
+	exec := func(container, command string) policy.Resource {
+		r := on("shop", "pods/exec", "web")
+		r.Kube.Container, r.Kube.Command = container, command
+		return r
+	}
+	for _, c := range []struct {
+		action string
+		on     policy.Resource
+		by     string // "" for a refusal
+	}{
+		{"discover", policy.Service("prod"), "discover"},
+		{"discover", policy.Service("other"), ""},
+		{"get", on("shop", "pods", "web"), "read-shop"},
+		{"list", on("shop", "deployments.apps", ""), "read-shop"},
+		{"get", on("shop", "secrets", "db"), ""},
+		{"list", on("", "pods", ""), ""},
+		{"list", on("shop2", "pods", ""), ""},
+		{"delete", on("shop", "pods", "web"), ""},
+		{"nonresource", policy.KubePath("prod", "/healthz"), "health"},
+		{"nonresource", policy.KubePath("prod", "/metrics"), ""},
+		{"patch", on("shop", "deployments.apps/scale", "web"), "scale"},
+		{"patch", on("shop", "deployments.apps", "web"), ""},
+		{"patch", on("shop", "deployments/scale", "web"), ""},
+		{"exec", exec("app", "ls -l"), "ls"},
+		{"exec", exec("app", "sh -c 'id; ls'"), "ls"},
+		{"exec", exec("app", "sh -c 'id; ls '"), ""},
+		{"exec", exec("app", "'ls -l'"), ""},
+		{"exec", exec("side", "ls"), ""},
+		{"exec", exec("", "ls"), ""},
+		{"delete", on("lab", "pods", "x"), "everything"},
+		{"exec", on("lab", "pods/exec", "x"), "all-of-admin,everything"},
+		{"proxy", on("lab", "services/proxy", "x"), ""},
+		{"approve", on("lab", "certificatesigningrequests.certificates.k8s.io/approval", "x"), ""},
+		{"bind", on("lab", "rolebindings.rbac.authorization.k8s.io", "x"), ""},
+		{"escalate", on("lab", "roles.rbac.authorization.k8s.io", "x"), ""},
+		{"token", on("lab", "serviceaccounts/token", "ci"), "all-of-admin,everything,token"},
+		{"token", on("lab", "serviceaccounts/token", "root"), ""},
+		{"reveal", on("lab", "secrets", "db"), "all-of-admin,everything,show"},
+		{"reveal", on("lab", "secrets", "other"), ""},
+		{"get", on("lab", "secrets", "db"), "everything,show"},
+	} {
+		d := set.Decide(policy.Request{Subject: subject(t, facts(nil, planner)), Now: now, Action: "kube:" + c.action, Resource: c.on})
+		if d.Err != nil || d.Allow != (c.by != "") || d.Allow && strings.Join(d.Policies, ",") != c.by {
+			t.Errorf("%s on %s %q: %+v, want %q", c.action, c.on, c.on.Kube.Command, d, c.by)
+		}
+	}
+}
+
+func TestWhatIsNoObjectOfAClusterIsUndecided(t *testing.T) {
+	set := load(t, kubeSource(kubePolicies))
+	pod := func(change func(*policy.Resource)) policy.Resource {
+		r := policy.KubeResource("prod", actor.KubeObject{Resource: "pods", Namespace: "lab", Name: "web"})
+		change(&r)
+		return r
+	}
+	for name, r := range map[string]policy.Resource{
+		"no resource":         pod(func(r *policy.Resource) { r.Kube.Resource = "" }),
+		"a slash":             pod(func(r *policy.Resource) { r.Kube.Name = "web/log" }),
+		"dots":                pod(func(r *policy.Resource) { r.Kube.Name = ".." }),
+		"capitals":            pod(func(r *policy.Resource) { r.Kube.Resource = "Pods" }),
+		"a namespace's dot":   pod(func(r *policy.Resource) { r.Kube.Namespace = "lab.x" }),
+		"a name of its own":   pod(func(r *policy.Resource) { r.Name = "web" }),
+		"a database":          pod(func(r *policy.Resource) { r.Database = "shop" }),
+		"a query":             pod(func(r *policy.Resource) { r.Query = "a" }),
+		"a command in quotes": pod(func(r *policy.Resource) { r.Kube.Command = "'ls'" }),
+		"a path's object":     {Kind: policy.KindKubePath, Target: "prod", Name: "/healthz", Kube: actor.KubeObject{Resource: "pods"}},
+		"a path around":       policy.KubePath("prod", "/healthz/../metrics"),
+		"an object elsewhere": {Kind: policy.KindService, Target: "prod", Kube: actor.KubeObject{Resource: "pods"}},
+	} {
+		for _, action := range []string{"kube:get", "kube:nonresource", "kube:discover"} {
+			if d := set.Decide(policy.Request{Subject: subject(t, facts(nil, planner)), Now: now, Action: action, Resource: r}); d.Allow || d.Err == nil {
+				t.Errorf("%s, %s: %+v", name, action, d)
+			}
+		}
+	}
+}
+
+func TestPoliciesAboutClustersMustBeSpelledRight(t *testing.T) {
+	for name, c := range map[string]struct{ resource, says string }{
+		"a target that isn't there":  {`in Deputy::KubeNamespace::"prd/shop"`, "not among the set's targets"},
+		"a namespace without target": {`in Deputy::KubeNamespace::"shop"`, "should read"},
+		"a namespace in capitals":    {`in Deputy::KubeNamespace::"prod/Shop"`, "should read"},
+		"an object without a name":   {`== Deputy::KubeResource::"prod/shop/pods"`, "should read"},
+		"an object in capitals":      {`== Deputy::KubeResource::"prod/shop/Pods/web"`, "lower-case"},
+		"an object too long":         {`== Deputy::KubeResource::"prod/shop/pods/web/log/x"`, "should read"},
+		"a subresource left empty":   {`== Deputy::KubeResource::"prod/shop/pods/web/"`, "should be written"},
+		"a group left empty":         {`== Deputy::KubeResource::"prod/shop/pods./web"`, "should be written"},
+	} {
+		err := policy.Check(kubeSource(`@id("x") permit (principal, action == Deputy::Action::"kube:get", resource ` + c.resource + ");"))
+		if err == nil || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %v, want %q", name, err, c.says)
+		}
+	}
+	if err := policy.Check(kubeSource(`@id("x") permit (principal, action == Deputy::Action::"kube:get", resource == Deputy::KubeResource::"prod//nodes/n1");`)); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestIDsOfDifferentClusterObjectsDiffer: nothing but container and command is left out of an id.
+func TestIDsOfDifferentClusterObjectsDiffer(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		draw := func(l string) policy.Resource {
+			name := func(part string) string {
+				return rapid.SampledFrom([]string{"", "a", "b", "a.b", "a:b"}).Draw(rt, l+part)
+			}
+			label := func(part string) string { return rapid.SampledFrom([]string{"", "a", "b"}).Draw(rt, l+part) }
+			return policy.KubeResource("prod", actor.KubeObject{
+				Group: rapid.SampledFrom([]string{"", "a", "a.b"}).Draw(rt, l+"group"), Resource: rapid.SampledFrom([]string{"a", "b"}).Draw(rt, l+"resource"), Subresource: label("sub"), Namespace: label("ns"), Name: name("name"),
+			})
+		}
+		a, b := draw("a"), draw("b")
+		if a != b && a.ID() == b.ID() {
+			rt.Fatalf("%+v and %+v share the id %s", a, b, a.ID())
+		}
+		back, err := policy.ParseResourceForTest(a)
+		if err != nil || back != a {
+			rt.Fatalf("%+v came back as %+v (%v)", a, back, err)
+		}
+	})
+}
