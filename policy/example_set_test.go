@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/deputymesh/deputy/internal/mask"
 	"github.com/deputymesh/deputy/policy"
 )
 
@@ -184,5 +185,24 @@ func TestExactDemandsAPolicyForThatVeryResource(t *testing.T) {
 		if d := set.Decide(r); d.Allow != want {
 			t.Errorf("%s: allow %v (%s), want %v", name, d.Allow, d.Reason, want)
 		}
+	}
+}
+
+// Every detector that a policy may name is there, and every one that is there may be named.
+func TestPoliciesAndMaskersKnowTheSameDetectors(t *testing.T) {
+	for _, name := range []string{"email", "card", "iban", "phone"} {
+		rules, err := policy.ParseMasks("detect:" + name + "=redact")
+		if err != nil || len(rules) != 1 || rules[0].Detect != name || rules[0].String() != "detect:"+name+"=redact" {
+			t.Errorf("%s: %v %v", name, rules, err)
+		}
+		if _, err := mask.ParseDetector(name); err != nil {
+			t.Error(err)
+		}
+	}
+	a, _ := policy.ParseMasks("detect:email=email, $.a=hash")
+	b, _ := policy.ParseMasks("detect:email=hash, detect:card=last4")
+	got := policy.Obligations{Masks: a}.And(policy.Obligations{Masks: b}).Masks
+	if len(got) != 3 || got[0].String() != "detect:card=last4" || got[1].String() != "detect:email=hash" || got[2].String() != "$.a=hash" {
+		t.Errorf("joined: %v", got)
 	}
 }

@@ -23,7 +23,7 @@ func (s *Set) MaskedTables(target string) []MaskedTable {
 			continue
 		}
 		for _, m := range r.obligations.Masks {
-			if m.Path != "" {
+			if m.OfAnswer() {
 				continue
 			}
 			t := MaskedTable{Schema: m.Schema, Table: m.Table}

@@ -34,25 +34,37 @@ func (m Masker) String() string {
 	return fmt.Sprintf("masker(%d)", int(m))
 }
 
-// MaskRule hides one column, or what a path leads to in a JSON answer. An empty Schema means the table of that name in every schema.
+// MaskRule hides one column, or what a path leads to or a detector finds in an answer. An empty Schema means the table of that name in every schema.
 type MaskRule struct {
 	Schema, Table, Column string
 	// Path leads to members of a JSON text, such as $.customer.email, $.items[*].iban or $..email; then there is no table and no column.
-	Path   string
+	Path string
+	// Detect finds values in an answer by what they look like: email, card, iban or phone; then there is neither column nor path.
+	Detect string
 	Masker Masker
 	// Filter allows the column in filters, joins, groups and orders too. Without it a masked column may
 	// only be a plain output column.
 	Filter bool
 }
 
+// OfAnswer says whether the rule is about a text that is answered, not about a column.
+func (m MaskRule) OfAnswer() bool { return m.Path != "" || m.Detect != "" }
+
+// What is what the rule hides, without the masker: [schema.]table.column, a path, or detect:kind.
+func (m MaskRule) What() string {
+	switch {
+	case m.Path != "":
+		return m.Path
+	case m.Detect != "":
+		return "detect:" + m.Detect
+	case m.Schema != "":
+		return m.Schema + "." + m.Table + "." + m.Column
+	}
+	return m.Table + "." + m.Column
+}
+
 func (m MaskRule) String() string {
-	if m.Path != "" {
-		return m.Path + "=" + m.Masker.String()
-	}
-	s := m.Table + "." + m.Column + "=" + m.Masker.String()
-	if m.Schema != "" {
-		s = m.Schema + "." + s
-	}
+	s := m.What() + "=" + m.Masker.String()
 	if m.Filter {
 		s += "+filter"
 	}
@@ -80,7 +92,7 @@ func (r Recording) String() string {
 
 // Obligations are what the engine must do with an allowed command.
 type Obligations struct {
-	// Masks holds at most one rule per (schema, table, column) or path, sorted.
+	// Masks holds at most one rule per (schema, table, column), path or detector, sorted.
 	Masks []MaskRule
 	// MaxRows is the largest number of rows that may be returned; 0 is no limit.
 	MaxRows uint64
@@ -136,7 +148,7 @@ func mergeMasks(a, b []MaskRule) []MaskRule {
 }
 
 func compareMasks(a, b MaskRule) int {
-	return cmp.Or(cmp.Compare(a.Schema, b.Schema), cmp.Compare(a.Table, b.Table), cmp.Compare(a.Column, b.Column), cmp.Compare(a.Path, b.Path))
+	return cmp.Or(cmp.Compare(a.Schema, b.Schema), cmp.Compare(a.Table, b.Table), cmp.Compare(a.Column, b.Column), cmp.Compare(a.Path, b.Path), cmp.Compare(a.Detect, b.Detect))
 }
 
 func stricter(a, b MaskRule) MaskRule {
@@ -199,25 +211,29 @@ func parseMasks(value string) ([]MaskRule, error) {
 	}
 	var out []MaskRule
 	for _, item := range items {
-		if rule, isPath, err := parsePathMask(strings.TrimSpace(item)); isPath {
-			if err != nil {
-				return nil, fmt.Errorf("@mask(%q): %w", value, err)
-			}
-			if slices.ContainsFunc(out, func(o MaskRule) bool { return o.Path == rule.Path }) {
-				return nil, fmt.Errorf("@mask(%q): %s stands there twice", value, rule.Path)
+		rule, ofAnswer, err := parsePathMask(strings.TrimSpace(item))
+		if !ofAnswer {
+			rule, ofAnswer, err = parseDetectMask(strings.TrimSpace(item))
+		}
+		if err != nil {
+			return nil, fmt.Errorf("@mask(%q): %w", value, err)
+		}
+		if ofAnswer {
+			if slices.ContainsFunc(out, func(o MaskRule) bool { return compareMasks(o, rule) == 0 }) {
+				return nil, fmt.Errorf("@mask(%q): %s stands there twice", value, rule.What())
 			}
 			out = append(out, rule)
 			continue
 		}
 		m := maskItem.FindStringSubmatch(strings.TrimSpace(item))
 		if m == nil {
-			return nil, fmt.Errorf("@mask(%q): %q should read [schema.]table.column=masker[+filter], or $.path=masker for JSON", value, strings.TrimSpace(item))
+			return nil, fmt.Errorf("@mask(%q): %q should read [schema.]table.column=masker[+filter]; for answers of services $.path=masker or detect:kind=masker", value, strings.TrimSpace(item))
 		}
 		masker, ok := maskerNames[m[4]]
 		if !ok {
 			return nil, fmt.Errorf("@mask(%q): unknown masker %q; known are email, last4, hash, redact and null", value, m[4])
 		}
-		rule := MaskRule{Schema: m[1], Table: m[2], Column: m[3], Masker: masker, Filter: m[5] != ""}
+		rule = MaskRule{Schema: m[1], Table: m[2], Column: m[3], Masker: masker, Filter: m[5] != ""}
 		for _, o := range out {
 			if o.Schema == rule.Schema && o.Table == rule.Table && o.Column == rule.Column {
 				return nil, fmt.Errorf("@mask(%q): column %s.%s stands there twice", value, rule.Table, rule.Column)

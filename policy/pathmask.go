@@ -54,3 +54,33 @@ func (m MaskRule) Steps() []PathStep {
 	}
 	return out
 }
+
+// detectMask is `detect:kind=masker`.
+var detectMask = regexp.MustCompile(`^detect:([a-z0-9]+)=([a-z0-9]+)$`)
+
+// detectors are what values are found by (package mask), and whether the masker email has something to keep of them.
+var detectors = map[string]bool{"email": true, "card": false, "iban": false, "phone": false}
+
+func parseDetectMask(item string) (rule MaskRule, isDetect bool, err error) {
+	if !strings.HasPrefix(item, "detect:") {
+		return MaskRule{}, false, nil
+	}
+	m := detectMask.FindStringSubmatch(item)
+	if m == nil {
+		return MaskRule{}, true, fmt.Errorf("%q should read detect:kind=masker, such as detect:email=redact", item)
+	}
+	isEmail, ok := detectors[m[1]]
+	if !ok {
+		return MaskRule{}, true, fmt.Errorf("unknown detector %q; known are email, card, iban and phone", m[1])
+	}
+	masker, ok := maskerNames[m[2]]
+	switch {
+	case !ok:
+		return MaskRule{}, true, fmt.Errorf("unknown masker %q; known are email, last4, hash and redact", m[2])
+	case masker == MaskNull:
+		return MaskRule{}, true, fmt.Errorf("%q: what is found is a part of a text and can't be null; redact keeps nothing either", item)
+	case masker == MaskEmail && !isEmail:
+		return MaskRule{}, true, fmt.Errorf("%q: the masker email is for addresses; last4, hash and redact are for what is no address", item)
+	}
+	return MaskRule{Detect: m[1], Masker: masker}, true, nil
+}

@@ -126,8 +126,8 @@ func (s *Session) decide(v *verified, cmd Command, now time.Time) verdict {
 	}
 
 	for _, m := range out.obligations.Masks {
-		if m.Path != "" && cmd.Ops[0].Resource.Kind != policy.KindEndpoint && cmd.Ops[0].Resource.Kind != policy.KindKubeResource {
-			out.refusal = &Refusal{Class: ClassUndecided, Reason: "the policy masks members of JSON, and this target's answers have none", Policy: strings.Join(out.policies, ", ")}
+		if m.OfAnswer() && !answersText(cmd.Ops[0].Resource.Kind) {
+			out.refusal = &Refusal{Class: ClassUndecided, Reason: "the policy masks " + m.What() + " in answers, and answers of this target have columns or nothing to mask", Policy: strings.Join(out.policies, ", ")}
 			return out
 		}
 	}
@@ -141,6 +141,16 @@ func (s *Session) decide(v *verified, cmd Command, now time.Time) verdict {
 		}
 	}
 	return out
+}
+
+// answersText says whether answers about a kind of resource are texts, which masks by path and detector are for. Whether it can put them on is
+// for the engine to say.
+func answersText(k policy.Kind) bool {
+	switch k {
+	case policy.KindEndpoint, policy.KindService, policy.KindTool, policy.KindMCPResource, policy.KindPrompt, policy.KindKubeResource:
+		return true
+	}
+	return false
 }
 
 // refused records a refused command and gives the refusal its record.
