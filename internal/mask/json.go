@@ -19,10 +19,16 @@ const maxValue = 16 << 20
 // maxDepth bounds how deep a text is nested.
 const maxDepth = 256
 
-// JSON puts the masks of paths on JSON texts. It reads and writes them token by token. It isn't safe for concurrent use.
+// JSON puts masks on JSON texts, by path and by detector, and on texts that hold some ([JSON.Lines], [JSON.Events]) or none ([JSON.Text]). It reads
+// them and writes them anew as they come, in any size: JSON token by token, events field by field. It isn't safe for concurrent use.
+//
+// Invariant: what can't be read as what it is said to be is an error, and nothing of it goes on.
 type JSON struct {
-	rules []rule
-	keyed *Keyed
+	rules  []rule
+	finds  []policy.MaskRule
+	finder *Finder // nil without detectors
+	keyed  *Keyed
+	broken error
 }
 
 type rule struct {
@@ -32,14 +38,29 @@ type rule struct {
 	values int64
 }
 
-// NewJSON makes one of rules that have a path.
+// NewJSON makes one of rules that have a path or a detector. With another rule every text is an error.
 func NewJSON(rules []policy.MaskRule, keyed *Keyed) *JSON {
 	m := &JSON{keyed: keyed}
+	var findings []Finding
 	for _, r := range rules {
-		m.rules = append(m.rules, rule{MaskRule: r, steps: r.Steps(), masker: Masker(r.Masker.String())})
+		switch d, err := ParseDetector(r.Detect); {
+		case r.Path != "":
+			m.rules = append(m.rules, rule{MaskRule: r, steps: r.Steps(), masker: Masker(r.Masker.String())})
+		case err != nil:
+			m.broken = fmt.Errorf("%s can't be put on a text that is answered", r)
+		default:
+			m.finds = append(m.finds, r)
+			findings = append(findings, Finding{Detector: d, Masker: Masker(r.Masker.String())})
+		}
+	}
+	if len(findings) > 0 {
+		m.finder = keyed.Finder(findings)
 	}
 	return m
 }
+
+// ByPath says whether there are masks that only JSON has a place for.
+func (m *JSON) ByPath() bool { return len(m.rules) > 0 }
 
 // Bytes is one JSON text with its masks on.
 func (m *JSON) Bytes(text []byte) ([]byte, error) {
@@ -54,12 +75,17 @@ func (m *JSON) Bytes(text []byte) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// Counts are the values that were masked so far, by path.
+// Counts are the values that were masked so far, by path and detector.
 func (m *JSON) Counts() []audit.MaskedCount {
 	var out []audit.MaskedCount
 	for _, r := range m.rules {
 		if r.values > 0 {
 			out = append(out, audit.MaskedCount{Rule: r.MaskRule.Masker.String(), Column: r.Path, Values: r.values})
+		}
+	}
+	for i, r := range m.finds {
+		if n := m.finder.Count(i); n > 0 {
+			out = append(out, audit.MaskedCount{Rule: r.Masker.String(), Column: r.What(), Values: n})
 		}
 	}
 	return out
@@ -73,85 +99,22 @@ type frame struct {
 	n      int
 }
 
-// Copy copies one JSON text token by token, with the masked values replaced. What isn't exactly one text is an error.
-func (m *JSON) Copy(to *bufio.Writer, from io.Reader) error {
+// decoder reads tokens, each of a bounded size.
+type decoder struct {
+	*json.Decoder
+	allowed *allowance
+}
+
+func newDecoder(from io.Reader) decoder {
 	allowed := &allowance{r: from}
-	d := json.NewDecoder(allowed)
+	d := decoder{json.NewDecoder(allowed), allowed}
 	d.UseNumber()
-	var open []frame
-	for {
-		allowed.left = maxValue
-		token, err := d.Token()
-		if err != nil {
-			return unexpected(err)
-		}
-		top := len(open) - 1
-		if delim, ok := token.(json.Delim); ok && (delim == '}' || delim == ']') {
-			_ = to.WriteByte(byte(delim))
-			open = open[:top]
-			if len(open) == 0 {
-				return onlyOne(d)
-			}
-			continue
-		}
-		if top >= 0 && open[top].object && !open[top].named {
-			key, ok := token.(string)
-			if !ok {
-				return errors.New("the text has a member without a name")
-			}
-			separate(to, &open[top])
-			if err := writeJSON(to, key); err != nil {
-				return err
-			}
-			_ = to.WriteByte(':')
-			open[top].key, open[top].named = key, true
-			continue
-		}
-		if top >= 0 {
-			if !open[top].object {
-				separate(to, &open[top])
-			}
-			open[top].named = false
-		}
-		rule := m.match(open)
-		switch v := token.(type) {
-		case json.Delim:
-			if rule != nil {
-				if err := skip(d, allowed); err != nil {
-					return err
-				}
-				err = m.hide(to, rule, nil, false)
-				break
-			}
-			if len(open) >= maxDepth {
-				return fmt.Errorf("the text is nested deeper than %d", maxDepth)
-			}
-			_ = to.WriteByte(byte(v))
-			open = append(open, frame{object: v == '{'})
-			continue
-		case string:
-			if rule != nil {
-				err = m.hide(to, rule, []byte(v), true)
-			} else {
-				err = writeJSON(to, v)
-			}
-		case nil:
-			_, err = to.WriteString("null")
-		default: // a number or a boolean
-			raw := fmt.Append(nil, v)
-			if rule != nil {
-				err = m.hide(to, rule, raw, false)
-			} else {
-				_, err = to.Write(raw)
-			}
-		}
-		if err != nil {
-			return err
-		}
-		if len(open) == 0 {
-			return onlyOne(d)
-		}
-	}
+	return d
+}
+
+func (d decoder) Token() (json.Token, error) {
+	d.allowed.left = maxValue
+	return d.Decoder.Token()
 }
 
 // allowance lets so many bytes be read until it is raised again.
@@ -169,6 +132,110 @@ func (a *allowance) Read(b []byte) (int, error) {
 	return n, err
 }
 
+// Copy copies one JSON text token by token, with the masked values replaced. What isn't exactly one text is an error.
+func (m *JSON) Copy(to *bufio.Writer, from io.Reader) error {
+	d := newDecoder(from)
+	if err := m.one(to, d); err != nil {
+		return unexpected(err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("the text goes on after its JSON text")
+	}
+	return nil
+}
+
+// one copies one JSON text token by token. io.EOF says that there is none.
+func (m *JSON) one(to *bufio.Writer, d decoder) error {
+	if m.broken != nil {
+		return m.broken
+	}
+	var open []frame
+	for first := true; ; first = false {
+		token, err := d.Token()
+		if err != nil {
+			if first {
+				return err
+			}
+			return unexpected(err)
+		}
+		top := len(open) - 1
+		if delim, ok := token.(json.Delim); ok && (delim == '}' || delim == ']') {
+			_ = to.WriteByte(byte(delim))
+			if open = open[:top]; len(open) == 0 {
+				return nil
+			}
+			continue
+		}
+		if top >= 0 && open[top].object && !open[top].named {
+			key, ok := token.(string)
+			if !ok {
+				return errors.New("the text has a member without a name")
+			}
+			separate(to, &open[top])
+			if err := writeJSON(to, m.String(key)); err != nil {
+				return err
+			}
+			_ = to.WriteByte(':')
+			open[top].key, open[top].named = key, true
+			continue
+		}
+		if top >= 0 {
+			if !open[top].object {
+				separate(to, &open[top])
+			}
+			open[top].named = false
+		}
+		delim, opens := token.(json.Delim)
+		rule := m.match(open)
+		switch {
+		case opens && rule != nil:
+			if err = skip(d); err == nil {
+				err = m.hide(to, rule, nil, false)
+			}
+		case opens:
+			if len(open) >= maxDepth {
+				return fmt.Errorf("the text is nested deeper than %d", maxDepth)
+			}
+			_ = to.WriteByte(byte(delim))
+			open = append(open, frame{object: delim == '{'})
+			continue
+		default:
+			err = m.scalar(to, token, rule)
+		}
+		if err != nil {
+			return err
+		}
+		if len(open) == 0 {
+			return nil
+		}
+	}
+}
+
+// scalar writes a string, a number, a boolean or null.
+func (m *JSON) scalar(to *bufio.Writer, token json.Token, rule *rule) error {
+	switch v := token.(type) {
+	case string:
+		if rule != nil {
+			return m.hide(to, rule, []byte(v), true)
+		}
+		return writeJSON(to, m.String(v))
+	case nil:
+		_, err := to.WriteString("null")
+		return err
+	default: // a number or a boolean
+		raw := fmt.Append(nil, v)
+		if rule != nil {
+			return m.hide(to, rule, raw, false)
+		}
+		// The number of a card may be a number.
+		if masked := m.String(string(raw)); masked != string(raw) {
+			return writeJSON(to, masked)
+		}
+		_, err := to.Write(raw)
+		return err
+	}
+}
+
 func separate(to *bufio.Writer, f *frame) {
 	if f.n > 0 {
 		_ = to.WriteByte(',')
@@ -183,17 +250,9 @@ func unexpected(err error) error {
 	return err
 }
 
-func onlyOne(d *json.Decoder) error {
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return errors.New("the text goes on after its JSON text")
-	}
-	return nil
-}
-
 // skip reads to the end of the object or array that was just opened.
-func skip(d *json.Decoder, allowed *allowance) error {
+func skip(d decoder) error {
 	for depth := 1; depth > 0; {
-		allowed.left = maxValue
 		token, err := d.Token()
 		if err != nil {
 			return unexpected(err)

@@ -1,5 +1,5 @@
 // Package mask replaces values that a policy hides. It knows how PostgreSQL writes values on the
-// wire, in text and in binary, and which columns are masked is decided elsewhere; in a JSON text it finds what the paths of a policy lead to ([JSON]).
+// wire, in text and in binary, and which columns are masked is decided elsewhere; in a text it finds what the paths of a policy lead to ([JSON]), and what looks like what it hides ([Finder]).
 //
 // Invariant: no byte of the original leaves except what the chosen masker is documented to keep. A
 // value that a masker can't treat (a number, an array, a row, a type it doesn't know) becomes NULL,

@@ -2,11 +2,13 @@ package httpd
 
 import (
 	"bufio"
+	"compress/gzip"
 	"context"
 	"errors"
 	"io"
 	"mime"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/deputymesh/deputy/internal/mask"
@@ -15,14 +17,14 @@ import (
 	"github.com/deputymesh/deputy/proxy/internal/hop"
 )
 
-// jsonOnly refuses obligations that can't be carried out on an answer in JSON.
-func jsonOnly(o policy.Obligations) error {
+// answersOnly refuses obligations that can't be carried out on an HTTP answer.
+func answersOnly(o policy.Obligations) error {
 	if o.MaxRows > 0 {
 		return &proxy.Objection{Class: hop.ClassUnsupported, Reason: "the policy asks for a limit of rows, and an HTTP answer has none"}
 	}
 	for _, m := range o.Masks {
-		if m.Path == "" {
-			return &proxy.Objection{Class: hop.ClassUnsupported, Reason: "the policy masks a table's column, and an HTTP answer has members: $.name=masker is expected"}
+		if !m.OfAnswer() {
+			return &proxy.Objection{Class: hop.ClassUnsupported, Reason: "the policy masks a table's column, and an HTTP answer has none: $.name=masker or detect:kind=masker is expected"}
 		}
 	}
 	return nil
@@ -37,25 +39,61 @@ func unmasked(h http.Header) {
 }
 
 // errWithheld is an answer that no mask can be put on.
-var errWithheld = errors.New("the answer is withheld: the policy masks members of JSON, and it isn't JSON that can be masked")
+var errWithheld = errors.New("the answer is withheld: the policy masks what is in it, and it is of a kind that can't be masked")
 
-// maskAnswer puts the masks on an answer's body as it streams.
+// copyMasked copies an answer with the masks put on.
+type copyMasked func(m *mask.JSON, to *bufio.Writer, from io.Reader) error
+
+// textKinds are texts whose type doesn't say so.
+var textKinds = []string{"application/xml", "application/javascript", "application/ecmascript", "application/yaml", "application/x-yaml", "application/toml", "application/sql", "application/graphql"}
+
+// lineKinds are JSON texts that follow each other.
+var lineKinds = []string{"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines", "application/jsonlines", "application/json-lines"}
+
+// copierFor is how masks are put on a kind of content; nil if they can't be.
+func copierFor(contentType string, byPath bool) copyMasked {
+	kind, params, err := mime.ParseMediaType(contentType)
+	if charset := strings.ToLower(params["charset"]); err != nil || charset != "" && charset != "utf-8" && charset != "us-ascii" {
+		return nil
+	}
+	switch {
+	case kind == "application/json" || strings.HasSuffix(kind, "+json") && !strings.HasSuffix(kind, "seq+json"):
+		return (*mask.JSON).Copy
+	case kind == "text/event-stream":
+		return (*mask.JSON).Events
+	case slices.Contains(lineKinds, kind):
+		return (*mask.JSON).Lines
+	case !byPath && (strings.HasPrefix(kind, "text/") || strings.HasSuffix(kind, "+xml") || slices.Contains(textKinds, kind)):
+		return (*mask.JSON).Text
+	}
+	return nil
+}
+
+// maskAnswer puts the masks on an answer: on its header at once, on its body as it streams.
 func (e *Engine) maskAnswer(r *http.Response, x *exchange) error {
+	masks := mask.NewJSON(x.pass.Obligations().Masks, e.keyed)
 	h := r.Header
 	for _, name := range []string{"Etag", "Last-Modified", "Content-Md5", "Digest", "Content-Digest", "Repr-Digest", "Content-Length", "Accept-Ranges", "Trailer"} {
 		h.Del(name)
 	}
+	for name, values := range h {
+		for i := range values {
+			if name != "Content-Type" && name != "Content-Encoding" {
+				values[i] = masks.String(values[i])
+			}
+		}
+	}
+	x.masked = masks.Counts()
 	if r.Request.Method == http.MethodHead || r.StatusCode == http.StatusNoContent || r.StatusCode == http.StatusNotModified || r.ContentLength == 0 {
 		return nil
 	}
-	kind, params, err := mime.ParseMediaType(h.Get("Content-Type"))
-	charset := strings.ToLower(params["charset"])
-	isJSON := kind == "application/json" || strings.HasSuffix(kind, "+json") && !strings.HasSuffix(kind, "seq+json")
-	encoding := h.Get("Content-Encoding")
-	if err != nil || !isJSON || charset != "" && charset != "utf-8" || encoding != "" && encoding != "identity" || r.StatusCode == http.StatusPartialContent {
+	copyTo := copierFor(h.Get("Content-Type"), masks.ByPath())
+	encoding := strings.ToLower(h.Get("Content-Encoding"))
+	zipped := encoding == "gzip" || encoding == "x-gzip"
+	if copyTo == nil || len(h.Values("Content-Encoding")) > 1 || !zipped && encoding != "" && encoding != "identity" || r.StatusCode == http.StatusPartialContent {
 		return errWithheld
 	}
-	masks := mask.NewJSON(x.pass.Obligations().Masks, e.keyed)
+	h.Del("Content-Encoding")
 	body := r.Body
 	read, write := io.Pipe()
 	r.Body, r.ContentLength = read, -1
@@ -63,10 +101,9 @@ func (e *Engine) maskAnswer(r *http.Response, x *exchange) error {
 	go func() {
 		defer close(x.masking)
 		defer body.Close()
-		to := bufio.NewWriter(write)
-		err := masks.Copy(to, counted{body, &x.received})
-		if err == nil {
-			err = to.Flush()
+		err := masked(masks, copyTo, write, counted{body, &x.received}, zipped)
+		if err != nil && r.Request.Context().Err() == nil {
+			e.cfg.Logger.ErrorContext(r.Request.Context(), "a masked answer was cut", "target", e.hop.Name(), "error", err)
 		}
 		if err == nil {
 			x.masked = masks.Counts()
@@ -80,4 +117,20 @@ func (e *Engine) maskAnswer(r *http.Response, x *exchange) error {
 		_ = write.CloseWithError(err) // nil is the end
 	}()
 	return nil
+}
+
+// masked copies a body with the masks put on. A service that compresses though it was asked not to is read nevertheless.
+func masked(m *mask.JSON, copyTo copyMasked, write io.Writer, from io.Reader, zipped bool) error {
+	if zipped {
+		z, err := gzip.NewReader(from)
+		if err != nil {
+			return err
+		}
+		from = z
+	}
+	to := bufio.NewWriter(write)
+	if err := copyTo(m, to, from); err != nil {
+		return err
+	}
+	return to.Flush()
 }

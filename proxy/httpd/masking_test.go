@@ -1,6 +1,7 @@
 package httpd_test
 
 import (
+	"bufio"
 	"compress/gzip"
 	"context"
 	"encoding/json"
@@ -12,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/deputymesh/deputy/audit"
 	"github.com/deputymesh/deputy/policy"
 	"github.com/deputymesh/deputy/proxy"
 	"github.com/deputymesh/deputy/proxy/httpd"
@@ -102,10 +104,10 @@ func TestWhatCannotBeMaskedIsWithheld(t *testing.T) {
 		"no type":          {kind: "", text: secret},
 		"HTML":             {kind: "text/html", text: secret},
 		"an error in text": {kind: "text/plain", text: secret, status: 500},
-		"zipped":           {kind: "application/json", text: `{"email":"` + secret + `"}`, zip: true, headers: map[string]string{"Content-Encoding": "gzip"}},
+		"Brotli":           {kind: "application/json", text: `{"email":"` + secret + `"}`, headers: map[string]string{"Content-Encoding": "br"}},
 		"UTF-16":           {kind: "application/json; charset=utf-16", text: `{"email":"` + secret + `"}`},
-		"events":           {kind: "text/event-stream", text: "data: {\"email\":\"" + secret + "\"}\n\n"},
-		"lines":            {kind: "application/x-ndjson", text: `{"email":"` + secret + `"}`},
+		"a picture":        {kind: "image/png", text: secret},
+		"a sequence":       {kind: "application/json-seq", text: "\x1e" + `{"email":"` + secret + `"}`},
 	} {
 		*service = c
 		a, text := r.do("GET", "/x", nil)
@@ -116,9 +118,19 @@ func TestWhatCannotBeMaskedIsWithheld(t *testing.T) {
 	// What turns out not to be JSON, or too much of it, is cut in the middle.
 	for name, text := range map[string]string{
 		"not closed": `{"a":1,`, "two texts": `{"a":1} {"email":"` + secret + `"}`, "garbage": `{"a":1,,"email":"` + secret + `"}`, "deep": strings.Repeat("[", 300) + `"` + secret + `"` + strings.Repeat("]", 300),
-		"a name without a colon": `{"email" "` + secret + `"}`,
+		"a name without a colon": `{"email" "` + secret + `"}`, "events no JSON": "data: " + secret + "\n\n", "events too large": "data: " + strings.Repeat("x", 2<<20) + secret + "\n\n",
+		"lines no JSON": `{"a":1}` + "\n" + secret + "\n", "no gzip": secret,
 	} {
 		*service = answers{kind: "application/json", text: text}
+		switch word, _, _ := strings.Cut(name, " "); word {
+		case "events":
+			service.kind = "text/event-stream"
+		case "lines":
+			service.kind = "application/x-ndjson"
+		}
+		if name == "no gzip" {
+			service.headers = map[string]string{"Content-Encoding": "gzip"}
+		}
 		a, err := r.client.Do(r.request("GET", "/x", nil))
 		if err != nil {
 			continue
@@ -142,6 +154,84 @@ func TestWhatCannotBeMaskedIsWithheld(t *testing.T) {
 	if a, text := r.do("HEAD", "/x", nil); a.StatusCode != 422 || text != "" || a.ContentLength > 0 {
 		t.Errorf("HEAD: %d %q %d", a.StatusCode, text, a.ContentLength)
 	}
+}
+
+func TestWhatDetectorsFindIsMaskedInEveryText(t *testing.T) {
+	const rules = "detect:email=email, detect:card=last4, $..note=redact"
+	service := &answers{}
+	r := newRig(t, service)
+	for name, c := range map[string]struct {
+		answers
+		rules, out string
+	}{
+		"JSON": {answers{kind: "application/json", text: `{"a":"by ada@example.com","ada@example.com":4111111111111111,"n":4111111111111112,"note":"x","e":"\u0061da\u0040example.com"}`}, rules,
+			`{"a":"by a***@example.com","a***@example.com":"****1111","n":4111111111111112,"note":"****","e":"a***@example.com"}`},
+		"text":   {answers{kind: "text/plain; charset=utf-8", text: "ada@example.com, 4111 1111 1111 1111\nada@exam,ple.com"}, "detect:email=redact, detect:card=redact", "****, ****\nada@exam,ple.com"},
+		"HTML":   {answers{kind: "text/html", text: `<a href="mailto:ada@example.com">ada&#64;example.com</a>`}, "detect:email=redact", `<a href="mailto:****">****</a>`},
+		"zipped": {answers{kind: "text/csv", text: "1,ada@example.com\n", zip: true, headers: map[string]string{"Content-Encoding": "gzip"}}, "detect:email=redact", "1,****\n"},
+		"lines":  {answers{kind: "application/x-ndjson", text: `{"a":"ada@example.com"}` + "\n" + `{"note":1}` + "\n"}, rules, `{"a":"a***@example.com"}` + "\n" + `{"note":"****"}` + "\n"},
+		"events": {answers{kind: "text/event-stream", text: ": hello ada@example.com\r\nid: 7\nevent: x\ndata: {\"note\":1,\ndata: \"a\":\"ada@example.com\"}\n\nretry: 5\ndata: [DONE]\n\ndata: lost"}, rules,
+			":\nevent: x\nid: 7\ndata: {\"note\":\"****\",\"a\":\"a***@example.com\"}\n\nretry: 5\ndata: [DONE]\n\n"},
+		"events of text": {answers{kind: "text/event-stream", text: "data: ada@example.com\ndata: and more\n\n"}, "detect:email=redact", "data: ****\ndata: and more\n\n"},
+	} {
+		c.headers = map[string]string{"Link": "<mailto:ada@example.com>", "ETag": `"abc"`, "Content-Encoding": c.headers["Content-Encoding"]}
+		*service = c.answers
+		r.Set(func() { r.Ob = masks(t, c.rules) })
+		a, text := r.do("GET", "/"+strings.ReplaceAll(name, " ", "-"), nil, "Range", "bytes=0-3")
+		if a.StatusCode != 200 || text != c.out || a.Header.Get("ETag") != "" || a.Header.Get("Content-Encoding") != "" {
+			t.Errorf("%s: %d %q, want %q (%v)", name, a.StatusCode, text, c.out, a.Header)
+		}
+		if link := a.Header.Get("Link"); strings.Contains(link, "ada@") {
+			t.Errorf("%s: a header says %s", name, link)
+		}
+	}
+	out := r.Await(t, "completed", "GET /JSON").Out
+	if len(out.Masked) != 3 || out.Masked[0] != (audit.MaskedCount{Rule: "redact", Column: "$..note", Values: 1}) || out.Masked[1] != (audit.MaskedCount{Rule: "last4", Column: "detect:card", Values: 1}) || out.Masked[2].Values != 4 {
+		t.Errorf("the outcome: %+v", out)
+	}
+	// What is no text is withheld, and so is a text where a path can't be followed.
+	for _, c := range []struct{ kind, rules string }{{"image/png", "detect:email=redact"}, {"application/octet-stream", "detect:email=redact"}, {"", "detect:email=redact"}, {"text/plain; charset=utf-16", "detect:email=redact"}, {"text/plain", rules}} {
+		*service = answers{kind: c.kind, text: "ada@example.com"}
+		r.Set(func() { r.Ob = masks(t, c.rules) })
+		if a, text := r.do("GET", "/x", nil); a.StatusCode != 502 || strings.Contains(text, "ada@") || !strings.Contains(text, "withheld") {
+			t.Errorf("%s: %d %s", c.kind, a.StatusCode, text)
+		}
+	}
+	// A HEAD has a header alone.
+	*service = answers{kind: "image/png", headers: map[string]string{"X-Owner": "ada@example.com"}}
+	if a, _ := r.do("HEAD", "/head", nil); a.StatusCode != 200 || a.Header.Get("X-Owner") != "a***@example.com" {
+		t.Errorf("HEAD: %d %v", a.StatusCode, a.Header)
+	}
+}
+
+// A masked event goes on when it is whole, not when the stream ends.
+func TestMaskedEventsAreNotHeldBack(t *testing.T) {
+	next, ended := make(chan struct{}), make(chan struct{})
+	r := newRig(t, http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		for i := range 3 {
+			fmt.Fprintf(w, ": still here\n\ndata: {\"n\":%d,\"to\":\"ada@example.com\"}\n\n", i)
+			w.(http.Flusher).Flush()
+			<-next
+		}
+		close(ended)
+	}))
+	r.Set(func() { r.Ob = masks(t, "detect:email=redact") })
+	a, err := r.client.Do(r.request("GET", "/events", nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Body.Close()
+	lines := bufio.NewScanner(a.Body)
+	for i := range 3 {
+		for lines.Scan() && !strings.HasPrefix(lines.Text(), "data:") {
+		}
+		if want := fmt.Sprintf(`data: {"n":%d,"to":"****"}`, i); lines.Text() != want {
+			t.Errorf("%q, want %q", lines.Text(), want)
+		}
+		next <- struct{}{}
+	}
+	<-ended
 }
 
 // However a service nests what it answers, a path with many steps at any depth takes no longer.

@@ -93,7 +93,7 @@ func (e *Engine) parse(r *http.Request) (request, *proxy.Objection) {
 	if len(r.Header.Values("Content-Type")) > 1 {
 		return malformed("the content has more than one type")
 	}
-	check := jsonOnly
+	check := answersOnly
 	if upgrade := r.Header.Values("Upgrade"); len(upgrade) > 0 {
 		if len(upgrade) != 1 || !strings.EqualFold(upgrade[0], "websocket") || r.Method != http.MethodGet || r.ContentLength != 0 {
 			return unsupported("a request can leave HTTP for a WebSocket only")
