@@ -30,6 +30,7 @@ import (
 	"github.com/deputymesh/deputy/broker/session"
 	"github.com/deputymesh/deputy/broker/state"
 	"github.com/deputymesh/deputy/broker/tokenapi"
+	"github.com/deputymesh/deputy/internal/feed"
 	"github.com/deputymesh/deputy/internal/idp"
 	"github.com/deputymesh/deputy/internal/target"
 	"github.com/deputymesh/deputy/policy"
@@ -185,6 +186,10 @@ func (b *Broker) firstPolicy(ctx context.Context) error {
 type ended struct{ b *Broker }
 
 func (e ended) IssuerRevision() uint64 { return e.b.state.IssuerRevision() }
+
+func (e ended) Subscribe() (feed.Update, *state.Subscription, error) { return e.b.state.Subscribe() }
+
+func (e ended) RevokedAgents(m feed.Match) ([]string, error) { return e.b.state.RevokedAgents(m) }
 
 func (e ended) ForgetIssuerRevision(ctx context.Context) error {
 	return e.b.state.ForgetIssuerRevision(ctx)

@@ -1,6 +1,7 @@
 package broker_test
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"encoding/json"
 	"net/http/httptest"
@@ -98,6 +99,11 @@ func (i *issuer) Ended(req *spawnv1.EndedRequest, s grpc.ServerStreamingServer[s
 			return nil
 		}
 	}
+}
+
+// Revoke keeps nothing: the broker's word is the issuer's to act on.
+func (i *issuer) Revoke(context.Context, *spawnv1.RevokeRequest) (*spawnv1.RevokeResponse, error) {
+	return &spawnv1.RevokeResponse{}, nil
 }
 
 // login is a user who signed in.

@@ -54,17 +54,18 @@ func TestMain(m *testing.M) {
 
 // command is what a driver is told; result what it answers.
 type command struct {
-	Op      string `json:"op"`
-	Stream  string `json:"stream,omitempty"`
-	Name    string `json:"name,omitempty"`
-	Isolate bool   `json:"isolate,omitempty"`
-	Ticket  []byte `json:"ticket,omitempty"`
-	ID      string `json:"id,omitempty"`
-	Relayed bool   `json:"relayed,omitempty"`
-	PID     int    `json:"pid,omitempty"`
-	Start   uint64 `json:"start,omitempty"`
-	After   uint64 `json:"after,omitempty"`
-	Unknown bool   `json:"unknown,omitempty"` // add an unknown field
+	Op      string   `json:"op"`
+	Stream  string   `json:"stream,omitempty"`
+	Name    string   `json:"name,omitempty"`
+	Isolate bool     `json:"isolate,omitempty"`
+	Ticket  []byte   `json:"ticket,omitempty"`
+	ID      string   `json:"id,omitempty"`
+	IDs     []string `json:"ids,omitempty"`
+	Relayed bool     `json:"relayed,omitempty"`
+	PID     int      `json:"pid,omitempty"`
+	Start   uint64   `json:"start,omitempty"`
+	After   uint64   `json:"after,omitempty"`
+	Unknown bool     `json:"unknown,omitempty"` // add an unknown field
 	// Key: "" a fresh one; "same" the current one of the stream; or the name of another stream.
 	Key string `json:"key,omitempty"`
 	// Proof: "" by the stream's current key; "none"; "fresh": by the new key; "first": by the stream's first key; "other": over other bytes.
@@ -211,6 +212,11 @@ func (d *driver) do(ctx context.Context, c command) (result, error) {
 		return result{}, err
 	case "ended":
 		return d.hear(c)
+	case "revoke":
+		req := &spawnv1.RevokeRequest{SpiffeId: c.IDs}
+		spoil(req, c.Unknown)
+		_, err := d.rpc.Revoke(ctx, req)
+		return result{}, err
 	case "fetch":
 		return d.fetch(ctx, c)
 	case "bundles":

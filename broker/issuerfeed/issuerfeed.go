@@ -1,5 +1,5 @@
-// Package issuerfeed listens to the issuer for agents that have ended, over the issuer's Unix socket,
-// where the kernel says who we are.
+// Package issuerfeed listens to the issuer for agents that have ended, and tells it which are revoked, over the
+// issuer's Unix socket, where the kernel says who we are.
 //
 // While the issuer can't be heard, nobody knows which agents live, and exchanges are refused: see
 // Follower.Ready.
@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -39,6 +40,10 @@ type State interface {
 	IssuerRevision() uint64
 	EndAgent(ctx context.Context, e state.EndedAgent) error
 	ForgetIssuerRevision(ctx context.Context) error
+	// Subscribe gives all revocations that stand, and each that comes.
+	Subscribe() (feed.Update, *state.Subscription, error)
+	// RevokedAgents are the agents that have no authority left by a revocation.
+	RevokedAgents(m feed.Match) ([]string, error)
 }
 
 // Follower follows one issuer.
@@ -112,9 +117,23 @@ func (f *Follower) set(live bool) {
 	f.live = live
 }
 
+// follow tells and listens until one of both fails; both begin again then. Nobody is ready before the issuer was told all.
 func (f *Follower) follow(ctx context.Context, c spawnv1.SpawnClient) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	all, sub, err := f.state.Subscribe()
+	if err != nil {
+		return err
+	}
+	defer sub.Close()
+	if err := f.tell(ctx, c, all.Revocations); err != nil {
+		return err
+	}
+	both, ctx := errgroup.WithContext(ctx)
+	both.Go(func() error { return f.listen(ctx, c) })
+	both.Go(func() error { return f.tellNews(ctx, c, sub) })
+	return both.Wait()
+}
+
+func (f *Follower) listen(ctx context.Context, c spawnv1.SpawnClient) error {
 	stream, err := c.Ended(ctx, &spawnv1.EndedRequest{AfterRevision: f.state.IssuerRevision()})
 	if err != nil {
 		return err

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/deputymesh/deputy/broker/issuerfeed"
+	"github.com/deputymesh/deputy/broker/sqlite"
 	"github.com/deputymesh/deputy/broker/state"
 	spawnv1 "github.com/deputymesh/deputy/proto/deputy/spawn/v1"
 )
@@ -23,9 +24,10 @@ const agent = "spiffe://corp.example/agent/planner/0123456789abcdef0123456789abc
 
 // memory is the broker's state as far as the follower sees it.
 type memory struct {
-	mu       sync.Mutex
-	revision uint64
-	ended    []string
+	mu           sync.Mutex
+	revision     uint64
+	ended        []string
+	*state.State // whatever else it is asked
 }
 
 func (m *memory) IssuerRevision() uint64 { m.mu.Lock(); defer m.mu.Unlock(); return m.revision }
@@ -59,12 +61,17 @@ func (s server) Ended(r *spawnv1.EndedRequest, g grpc.ServerStreamingServer[spaw
 
 func serve(t *testing.T, socket string, ended func(*spawnv1.EndedRequest, grpc.ServerStreamingServer[spawnv1.EndedAgent]) error) *grpc.Server {
 	t.Helper()
+	return serveOn(t, socket, server{ended: ended})
+}
+
+func serveOn(t *testing.T, socket string, s spawnv1.SpawnServer) *grpc.Server {
+	t.Helper()
 	l, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
 	g := grpc.NewServer()
-	spawnv1.RegisterSpawnServer(g, server{ended: ended})
+	spawnv1.RegisterSpawnServer(g, s)
 	go func() { _ = g.Serve(l) }()
 	t.Cleanup(g.Stop)
 	return g
@@ -72,6 +79,9 @@ func serve(t *testing.T, socket string, ended func(*spawnv1.EndedRequest, grpc.S
 
 func follow(t *testing.T, socket string, m *memory, now func() time.Time) *issuerfeed.Follower {
 	t.Helper()
+	if m.State == nil {
+		m.State = newState(t)
+	}
 	f := issuerfeed.New(socket, m, now, slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -83,6 +93,20 @@ func follow(t *testing.T, socket string, m *memory, now func() time.Time) *issue
 		}
 	})
 	return f
+}
+
+func newState(t *testing.T) *state.State {
+	t.Helper()
+	store, err := sqlite.Open(filepath.Join(t.TempDir(), "b.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = store.Close() })
+	s, err := state.Open(t.Context(), store, time.Now, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
 }
 
 func eventually(t *testing.T, what string, ok func() bool) {

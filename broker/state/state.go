@@ -271,6 +271,41 @@ func (s *State) SessionsOf(m feed.Match) ([]Session, error) {
 	return out, nil
 }
 
+// RevokedAgents lists whom a revocation leaves without any authority, as SPIFFE IDs: the agent that it names, or the first
+// agents of what it ends, unless another session of theirs lives. What lies below them ends with them.
+func (s *State) RevokedAgents(m feed.Match) ([]string, error) {
+	switch m.Kind {
+	case feed.Agent:
+		return []string{m.Value}, nil
+	case feed.Edge:
+		// An agent has one parent. To any other delegate this was one source of authority among others.
+		delegate, err := actor.AgentIDFromString(m.Delegate)
+		if err != nil {
+			return nil, nil //nolint:nilerr // the edge is of no agent
+		}
+		if parent, ok := delegate.Parent(); !ok || parent.String() != m.Value {
+			return nil, nil
+		}
+		return []string{m.Delegate}, nil
+	}
+	over, err := s.SessionsOf(m)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, have := range over {
+		id := have.FirstAgent.String()
+		others, err := s.living(feed.Match{Kind: feed.Agent, Value: id})
+		if err != nil {
+			return nil, err
+		}
+		if len(others) == 0 && !have.Bare() {
+			out = append(out, id)
+		}
+	}
+	return out, nil
+}
+
 // Policy is the signed set in force, or nil.
 func (s *State) Policy() *Policy {
 	s.mu.RLock()

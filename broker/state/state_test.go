@@ -305,3 +305,61 @@ func TestASnapshotNamesTheHighestEndedAgentsOnly(t *testing.T) {
 		}
 	}
 }
+
+// An agent is without authority when it is named, or when every session that it began was ended by revocations. One that
+// serves others too isn't.
+func TestWhomARevocationLeavesWithoutAuthority(t *testing.T) {
+	s, _ := open(t)
+	open := func(change func(*state.Session)) state.Session {
+		t.Helper()
+		sess := storetest.Session(t, time.Now())
+		sess.Txn, sess.SID = actor.NewHexID(), actor.NewHexID()
+		change(&sess)
+		if _, _, err := s.OpenSession(t.Context(), sess, func() error { return nil }); err != nil {
+			t.Fatal(err)
+		}
+		return sess
+	}
+	agent := func(name string) actor.AgentID {
+		id, err := actor.AgentIDFromString("spiffe://corp.example/agent/" + name + "/" + actor.NewHexID())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	own, gateway, bare := agent("own"), agent("gateway"), agent("bare")
+	one := open(func(x *state.Session) { x.FirstAgent = own })
+	mine := open(func(x *state.Session) { x.FirstAgent, x.User.Subject = gateway, "mine" })
+	open(func(x *state.Session) { x.FirstAgent, x.User.Subject = gateway, "yours" })
+	onWord := open(func(x *state.Session) { x.FirstAgent, x.LoginKey = bare, "" })
+	child, err := own.Child("helper", actor.NewHexID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		of   feed.Match
+		want []string
+	}{
+		{feed.Match{Kind: feed.Task, Value: one.Txn}, []string{own.String()}},
+		{feed.Match{Kind: feed.Session, Value: mine.SID}, nil},
+		{feed.Match{Kind: feed.Task, Value: onWord.Txn}, nil},
+		{feed.Match{Kind: feed.User, Issuer: mine.User.Issuer, Value: "mine"}, nil},
+		{feed.Match{Kind: feed.User, Issuer: mine.User.Issuer, Value: "yours"}, []string{gateway.String()}}, // the last one
+		{feed.Match{Kind: feed.Agent, Value: child.String()}, []string{child.String()}},
+		{feed.Match{Kind: feed.Edge, Value: own.String(), Delegate: child.String()}, []string{child.String()}},
+		{feed.Match{Kind: feed.Edge, Value: gateway.String(), Delegate: child.String()}, nil},
+		{feed.Match{Kind: feed.Edge, Value: own.String(), Delegate: gateway.String()}, nil},
+		{feed.Match{Kind: feed.Grant, Issuer: own.String(), Value: "x"}, nil},
+		{feed.Match{Kind: feed.Target, Value: "orders-db"}, nil},
+	} {
+		now := time.Now().Truncate(time.Microsecond).UTC()
+		r := state.Revocation{Revocation: feed.Revocation{ID: actor.NewHexID(), Of: c.of, IssuedAt: now, ExpiresAt: now.Add(time.Hour)}}
+		if _, err := s.Revoke(t.Context(), r, yes); err != nil {
+			t.Fatal(err)
+		}
+		got, err := s.RevokedAgents(c.of)
+		if diff := cmp.Diff(c.want, got); err != nil || diff != "" {
+			t.Errorf("%+v: %v %s", c.of, err, diff)
+		}
+	}
+}

@@ -192,8 +192,8 @@ func (s *Server) beginNew(ctx context.Context, a *agent, peer *attest.Peer, m *s
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if a.state != attaching {
-		return nil, refuse(codes.Aborted, classLineage, "the agent ended meanwhile: %s", a.reason)
+	if err := a.still(attaching); err != nil {
+		return nil, err
 	}
 	a.state, a.notAfter = live, cert.NotAfter
 	return s.response(a, cert), nil
@@ -223,10 +223,13 @@ func (s *Server) take(a *agent, relayed bool, at place, attrs attest.Attributes,
 	defer s.mu.Unlock()
 	mark := attest.Ancestor{PID: p.PID(), Start: p.StartTime()}
 	grade, err := s.judgeNew(a, relayed, at, attrs)
+	if err == nil {
+		err = a.still(attaching)
+	}
 	switch {
 	case err != nil:
-	case a.state != attaching || s.closing:
-		err = refuse(codes.Aborted, classLineage, "the agent ended meanwhile: %s", a.reason)
+	case s.closing:
+		err = refuse(codes.Unavailable, classInternal, "the issuer is stopping")
 	case !relayed && s.held[mark] != nil:
 		err = refuse(codes.PermissionDenied, classLineage, "the caller is the supervisor of another agent")
 	case s.keys[digest] != nil:

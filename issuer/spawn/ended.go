@@ -63,23 +63,8 @@ func (s *Server) mayHear(ctx context.Context, peer *attest.Peer, req *spawnv1.En
 	if err := known(req); err != nil {
 		return err
 	}
-	at, err := s.place(peer.Process)
-	if err != nil {
+	if err := s.isBroker(peer); err != nil {
 		return err
-	}
-	if !at.outside() {
-		return refuse(codes.PermissionDenied, classNoEntry, "only the broker hears about ended agents; the caller is inside one")
-	}
-	attrs, err := s.attestor.Peer(peer)
-	if err != nil {
-		return noPlace(err)
-	}
-	matched := false
-	for _, sel := range s.broker {
-		matched = matched || sel.Match(attrs)
-	}
-	if !matched {
-		return refuse(codes.PermissionDenied, classNoEntry, "only the broker hears about ended agents; no entry of the broker matches the caller (uid %d)", peer.UID)
 	}
 	newest, err := s.store.Revision(ctx)
 	if err != nil {
@@ -89,4 +74,25 @@ func (s *Server) mayHear(ctx context.Context, peer *attest.Peer, req *spawnv1.En
 		return refuse(codes.FailedPrecondition, classRequest, "revision %d is ahead of this issuer's %d: its database was replaced by an older one", req.GetAfterRevision(), newest)
 	}
 	return nil
+}
+
+// isBroker refuses whoever isn't the broker, by the kernel's word.
+func (s *Server) isBroker(peer *attest.Peer) error {
+	at, err := s.place(peer.Process)
+	if err != nil {
+		return err
+	}
+	if !at.outside() {
+		return refuse(codes.PermissionDenied, classNoEntry, "this is for the broker only; the caller is inside an agent")
+	}
+	attrs, err := s.attestor.Peer(peer)
+	if err != nil {
+		return noPlace(err)
+	}
+	for _, sel := range s.broker {
+		if sel.Match(attrs) {
+			return nil
+		}
+	}
+	return refuse(codes.PermissionDenied, classNoEntry, "this is for the broker only; no entry of the broker matches the caller (uid %d)", peer.UID)
 }

@@ -62,7 +62,9 @@ func (s *Server) signJWT(ctx context.Context, peer *attest.Peer, hint string, au
 		return fail(refuse(codes.InvalidArgument, classRequest, "%v", err))
 	}
 	s.mu.Lock()
-	_, err = s.judgeAgain(a, at, attrs)
+	if _, err = s.judgeAgain(a, at, attrs); err == nil {
+		err = a.notRevoked()
+	}
 	until := a.notAfter
 	switch {
 	case err != nil:
@@ -91,8 +93,8 @@ func (s *Server) signJWT(ctx context.Context, peer *attest.Peer, hint string, au
 	// 3. It leaves for a living agent alone.
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if a.state != live {
-		return fail(refuse(codes.Aborted, classLineage, "the agent ended meanwhile: %s", a.reason))
+	if err := a.still(live); err != nil {
+		return fail(err)
 	}
 	return a.id.ID(), token, nil
 }
@@ -108,10 +110,10 @@ func (a *agent) mayHaveJWT() bool {
 	return a.jwts.Allow() && a.root.treeJWTs.Allow()
 }
 
-// Lives says whether an agent hasn't ended.
+// Lives says whether an agent has neither ended nor been revoked.
 func (s *Server) Lives(id actor.AgentID) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a := s.agents[id]
-	return a != nil && (a.state == live || a.state == broken)
+	return a != nil && (a.state == live || a.state == broken) && a.notRevoked() == nil
 }

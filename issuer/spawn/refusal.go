@@ -28,6 +28,7 @@ const (
 	classIsolation = "not_isolated" // the kernel doesn't show what was asked for
 	classProof     = "bad_proof"
 	classLineage   = "live_elsewhere" // the agent or the process is in use already
+	classRevoked   = "revoked"
 	classInternal  = "internal"
 )
 

@@ -122,7 +122,9 @@ func (s *Server) register(ctx context.Context, peer *attest.Peer, req *spawnv1.R
 	case a.parent != nil && a.parent.state != live:
 		err = refuse(codes.FailedPrecondition, classNotSuper, "the agent %s isn't attached", a.parent.id)
 	default:
-		err = s.admit(a)
+		if err = a.notRevoked(); err == nil {
+			err = s.admit(a)
+		}
 	}
 	s.mu.Unlock()
 	if err != nil {

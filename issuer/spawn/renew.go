@@ -3,6 +3,7 @@ package spawn
 import (
 	"context"
 	"crypto/ecdsa"
+	"crypto/sha256"
 
 	"google.golang.org/grpc/codes"
 
@@ -102,12 +103,8 @@ func (s *Server) next(ctx context.Context, a *agent, peer *attest.Peer, m *spawn
 	grade, err := s.judgeAgain(a, at, attrs)
 	if err != nil {
 		s.endLocked(a, ReasonRevoked)
-	} else if a.state != from {
-		err = refuse(codes.Aborted, classLineage, "the agent ended meanwhile: %s", a.reason)
-	} else if other := s.keys[newDigest]; other != nil && other != a {
-		err = refuse(codes.PermissionDenied, classLineage, "the key is another live agent's; each agent has its own")
 	} else {
-		s.keys[newDigest] = a // reserved while it is signed
+		err = s.reserve(a, from, newDigest)
 	}
 	s.mu.Unlock()
 	if err != nil {
@@ -118,8 +115,8 @@ func (s *Server) next(ctx context.Context, a *agent, peer *attest.Peer, m *spawn
 	cert, err := s.sign(ctx, a, key, grade, attrs, why)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err == nil && a.state != from {
-		err = refuse(codes.Aborted, classLineage, "the agent ended meanwhile: %s", a.reason)
+	if err == nil {
+		err = a.still(from)
 	}
 	if err != nil {
 		if newDigest != a.digest && s.keys[newDigest] == a {
@@ -132,4 +129,24 @@ func (s *Server) next(ctx context.Context, a *agent, peer *attest.Peer, m *spawn
 	}
 	a.key, a.digest, a.grade, a.state, a.notAfter = key, newDigest, grade, live, cert.NotAfter
 	return s.response(a, cert), nil
+}
+
+// reserve keeps a key for an agent while it is signed. The caller holds s.mu.
+func (s *Server) reserve(a *agent, from state, key [sha256.Size]byte) error {
+	if err := a.still(from); err != nil {
+		return err
+	}
+	if other := s.keys[key]; other != nil && other != a {
+		return refuse(codes.PermissionDenied, classLineage, "the key is another live agent's; each agent has its own")
+	}
+	s.keys[key] = a
+	return nil
+}
+
+// still refuses an agent that ended meanwhile, or was revoked. The caller holds Server.mu.
+func (a *agent) still(in state) error {
+	if a.state != in {
+		return refuse(codes.Aborted, classLineage, "the agent ended meanwhile: %s", a.reason)
+	}
+	return a.notRevoked()
 }

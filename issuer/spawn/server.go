@@ -224,7 +224,7 @@ func (s *Server) Close() {
 		a.process.Close() // its holder returns
 	}
 	for _, a := range s.agents {
-		a.stopTimer()
+		a.stopTimers()
 	}
 	s.mu.Unlock()
 	s.holders.Wait()

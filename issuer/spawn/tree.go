@@ -60,6 +60,8 @@ type agent struct {
 	treeJWTs *rate.Limiter // of the subtree, on roots only
 	timer    *time.Timer
 	hash     ticketHash
+	revoked  bool        // by the broker's word; so is everything below
+	ending   *time.Timer // ends it, once revoked
 
 	registered     time.Time
 	expires        time.Time // of the ticket
@@ -82,6 +84,14 @@ func (a *agent) stopTimer() {
 	if a.timer != nil {
 		a.timer.Stop()
 		a.timer = nil
+	}
+}
+
+// stopTimers is for an agent that is over, or whose server is.
+func (a *agent) stopTimers() {
+	a.stopTimer()
+	if a.ending != nil {
+		a.ending.Stop()
 	}
 }
 
@@ -186,7 +196,7 @@ func (s *Server) dismiss(a *agent) {
 			s.oldPaths = s.oldPaths[1:]
 		}
 	}
-	a.stopTimer()
+	a.stopTimers()
 }
 
 // maxOldCgroups bounds how many cgroups of ended agents stay marks. A process that is still in an older one runs under a uid

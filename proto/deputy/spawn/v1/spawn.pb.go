@@ -634,6 +634,86 @@ func (x *EndedAgent) GetLive() bool {
 	return false
 }
 
+type RevokeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SpiffeId      []string               `protobuf:"bytes,1,rep,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeRequest) Reset() {
+	*x = RevokeRequest{}
+	mi := &file_deputy_spawn_v1_spawn_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeRequest) ProtoMessage() {}
+
+func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_deputy_spawn_v1_spawn_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeRequest.ProtoReflect.Descriptor instead.
+func (*RevokeRequest) Descriptor() ([]byte, []int) {
+	return file_deputy_spawn_v1_spawn_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *RevokeRequest) GetSpiffeId() []string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return nil
+}
+
+type RevokeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeResponse) Reset() {
+	*x = RevokeResponse{}
+	mi := &file_deputy_spawn_v1_spawn_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeResponse) ProtoMessage() {}
+
+func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_deputy_spawn_v1_spawn_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeResponse.ProtoReflect.Descriptor instead.
+func (*RevokeResponse) Descriptor() ([]byte, []int) {
+	return file_deputy_spawn_v1_spawn_proto_rawDescGZIP(), []int{11}
+}
+
 var File_deputy_spawn_v1_spawn_proto protoreflect.FileDescriptor
 
 const file_deputy_spawn_v1_spawn_proto_rawDesc = "" +
@@ -683,13 +763,17 @@ const file_deputy_spawn_v1_spawn_proto_rawDesc = "" +
 	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x125\n" +
 	"\bended_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x12\x12\n" +
-	"\x04live\x18\x05 \x01(\bR\x04live2\x81\x03\n" +
+	"\x04live\x18\x05 \x01(\bR\x04live\",\n" +
+	"\rRevokeRequest\x12\x1b\n" +
+	"\tspiffe_id\x18\x01 \x03(\tR\bspiffeId\"\x10\n" +
+	"\x0eRevokeResponse2\xcc\x03\n" +
 	"\x05Spawn\x12I\n" +
 	"\x06Locate\x12\x1e.deputy.spawn.v1.LocateRequest\x1a\x1f.deputy.spawn.v1.LocateResponse\x12O\n" +
 	"\bRegister\x12 .deputy.spawn.v1.RegisterRequest\x1a!.deputy.spawn.v1.RegisterResponse\x12F\n" +
 	"\x05Claim\x12\x1d.deputy.spawn.v1.ClaimRequest\x1a\x1e.deputy.spawn.v1.ClaimResponse\x12M\n" +
 	"\x06Attach\x12\x1e.deputy.spawn.v1.AttachRequest\x1a\x1f.deputy.spawn.v1.AttachResponse(\x010\x01\x12E\n" +
-	"\x05Ended\x12\x1d.deputy.spawn.v1.EndedRequest\x1a\x1b.deputy.spawn.v1.EndedAgent0\x01B<Z:github.com/deputymesh/deputy/proto/deputy/spawn/v1;spawnv1b\x06proto3"
+	"\x05Ended\x12\x1d.deputy.spawn.v1.EndedRequest\x1a\x1b.deputy.spawn.v1.EndedAgent0\x01\x12I\n" +
+	"\x06Revoke\x12\x1e.deputy.spawn.v1.RevokeRequest\x1a\x1f.deputy.spawn.v1.RevokeResponseB<Z:github.com/deputymesh/deputy/proto/deputy/spawn/v1;spawnv1b\x06proto3"
 
 var (
 	file_deputy_spawn_v1_spawn_proto_rawDescOnce sync.Once
@@ -703,7 +787,7 @@ func file_deputy_spawn_v1_spawn_proto_rawDescGZIP() []byte {
 	return file_deputy_spawn_v1_spawn_proto_rawDescData
 }
 
-var file_deputy_spawn_v1_spawn_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_deputy_spawn_v1_spawn_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_deputy_spawn_v1_spawn_proto_goTypes = []any{
 	(*LocateRequest)(nil),         // 0: deputy.spawn.v1.LocateRequest
 	(*LocateResponse)(nil),        // 1: deputy.spawn.v1.LocateResponse
@@ -715,24 +799,28 @@ var file_deputy_spawn_v1_spawn_proto_goTypes = []any{
 	(*AttachResponse)(nil),        // 7: deputy.spawn.v1.AttachResponse
 	(*EndedRequest)(nil),          // 8: deputy.spawn.v1.EndedRequest
 	(*EndedAgent)(nil),            // 9: deputy.spawn.v1.EndedAgent
-	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
+	(*RevokeRequest)(nil),         // 10: deputy.spawn.v1.RevokeRequest
+	(*RevokeResponse)(nil),        // 11: deputy.spawn.v1.RevokeResponse
+	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
 }
 var file_deputy_spawn_v1_spawn_proto_depIdxs = []int32{
-	10, // 0: deputy.spawn.v1.RegisterResponse.expires_at:type_name -> google.protobuf.Timestamp
-	10, // 1: deputy.spawn.v1.AttachResponse.expires_at:type_name -> google.protobuf.Timestamp
-	10, // 2: deputy.spawn.v1.EndedAgent.ended_at:type_name -> google.protobuf.Timestamp
+	12, // 0: deputy.spawn.v1.RegisterResponse.expires_at:type_name -> google.protobuf.Timestamp
+	12, // 1: deputy.spawn.v1.AttachResponse.expires_at:type_name -> google.protobuf.Timestamp
+	12, // 2: deputy.spawn.v1.EndedAgent.ended_at:type_name -> google.protobuf.Timestamp
 	0,  // 3: deputy.spawn.v1.Spawn.Locate:input_type -> deputy.spawn.v1.LocateRequest
 	2,  // 4: deputy.spawn.v1.Spawn.Register:input_type -> deputy.spawn.v1.RegisterRequest
 	4,  // 5: deputy.spawn.v1.Spawn.Claim:input_type -> deputy.spawn.v1.ClaimRequest
 	6,  // 6: deputy.spawn.v1.Spawn.Attach:input_type -> deputy.spawn.v1.AttachRequest
 	8,  // 7: deputy.spawn.v1.Spawn.Ended:input_type -> deputy.spawn.v1.EndedRequest
-	1,  // 8: deputy.spawn.v1.Spawn.Locate:output_type -> deputy.spawn.v1.LocateResponse
-	3,  // 9: deputy.spawn.v1.Spawn.Register:output_type -> deputy.spawn.v1.RegisterResponse
-	5,  // 10: deputy.spawn.v1.Spawn.Claim:output_type -> deputy.spawn.v1.ClaimResponse
-	7,  // 11: deputy.spawn.v1.Spawn.Attach:output_type -> deputy.spawn.v1.AttachResponse
-	9,  // 12: deputy.spawn.v1.Spawn.Ended:output_type -> deputy.spawn.v1.EndedAgent
-	8,  // [8:13] is the sub-list for method output_type
-	3,  // [3:8] is the sub-list for method input_type
+	10, // 8: deputy.spawn.v1.Spawn.Revoke:input_type -> deputy.spawn.v1.RevokeRequest
+	1,  // 9: deputy.spawn.v1.Spawn.Locate:output_type -> deputy.spawn.v1.LocateResponse
+	3,  // 10: deputy.spawn.v1.Spawn.Register:output_type -> deputy.spawn.v1.RegisterResponse
+	5,  // 11: deputy.spawn.v1.Spawn.Claim:output_type -> deputy.spawn.v1.ClaimResponse
+	7,  // 12: deputy.spawn.v1.Spawn.Attach:output_type -> deputy.spawn.v1.AttachResponse
+	9,  // 13: deputy.spawn.v1.Spawn.Ended:output_type -> deputy.spawn.v1.EndedAgent
+	11, // 14: deputy.spawn.v1.Spawn.Revoke:output_type -> deputy.spawn.v1.RevokeResponse
+	9,  // [9:15] is the sub-list for method output_type
+	3,  // [3:9] is the sub-list for method input_type
 	3,  // [3:3] is the sub-list for extension type_name
 	3,  // [3:3] is the sub-list for extension extendee
 	0,  // [0:3] is the sub-list for field type_name
@@ -749,7 +837,7 @@ func file_deputy_spawn_v1_spawn_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_deputy_spawn_v1_spawn_proto_rawDesc), len(file_deputy_spawn_v1_spawn_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

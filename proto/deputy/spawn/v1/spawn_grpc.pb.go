@@ -29,6 +29,7 @@ const (
 	Spawn_Claim_FullMethodName    = "/deputy.spawn.v1.Spawn/Claim"
 	Spawn_Attach_FullMethodName   = "/deputy.spawn.v1.Spawn/Attach"
 	Spawn_Ended_FullMethodName    = "/deputy.spawn.v1.Spawn/Ended"
+	Spawn_Revoke_FullMethodName   = "/deputy.spawn.v1.Spawn/Revoke"
 )
 
 // SpawnClient is the client API for Spawn service.
@@ -56,6 +57,10 @@ type SpawnClient interface {
 	Attach(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[AttachRequest, AttachResponse], error)
 	// Ended streams ended agents, from a revision on, to the broker role only.
 	Ended(ctx context.Context, in *EndedRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[EndedAgent], error)
+	// Revoke says which agents are revoked, by the broker role only. From then on neither they nor anything below them gets an
+	// SVID, a JWT-SVID or a child, and 5 s later they end. Agents that don't live are passed over, so that all may be said again.
+	// Errors: PERMISSION_DENIED, INVALID_ARGUMENT (more than 20 agents, or what is none; then nothing happened).
+	Revoke(ctx context.Context, in *RevokeRequest, opts ...grpc.CallOption) (*RevokeResponse, error)
 }
 
 type spawnClient struct {
@@ -128,6 +133,16 @@ func (c *spawnClient) Ended(ctx context.Context, in *EndedRequest, opts ...grpc.
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Spawn_EndedClient = grpc.ServerStreamingClient[EndedAgent]
 
+func (c *spawnClient) Revoke(ctx context.Context, in *RevokeRequest, opts ...grpc.CallOption) (*RevokeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevokeResponse)
+	err := c.cc.Invoke(ctx, Spawn_Revoke_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // SpawnServer is the server API for Spawn service.
 // All implementations must embed UnimplementedSpawnServer
 // for forward compatibility.
@@ -153,6 +168,10 @@ type SpawnServer interface {
 	Attach(grpc.BidiStreamingServer[AttachRequest, AttachResponse]) error
 	// Ended streams ended agents, from a revision on, to the broker role only.
 	Ended(*EndedRequest, grpc.ServerStreamingServer[EndedAgent]) error
+	// Revoke says which agents are revoked, by the broker role only. From then on neither they nor anything below them gets an
+	// SVID, a JWT-SVID or a child, and 5 s later they end. Agents that don't live are passed over, so that all may be said again.
+	// Errors: PERMISSION_DENIED, INVALID_ARGUMENT (more than 20 agents, or what is none; then nothing happened).
+	Revoke(context.Context, *RevokeRequest) (*RevokeResponse, error)
 	mustEmbedUnimplementedSpawnServer()
 }
 
@@ -177,6 +196,9 @@ func (UnimplementedSpawnServer) Attach(grpc.BidiStreamingServer[AttachRequest, A
 }
 func (UnimplementedSpawnServer) Ended(*EndedRequest, grpc.ServerStreamingServer[EndedAgent]) error {
 	return status.Error(codes.Unimplemented, "method Ended not implemented")
+}
+func (UnimplementedSpawnServer) Revoke(context.Context, *RevokeRequest) (*RevokeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Revoke not implemented")
 }
 func (UnimplementedSpawnServer) mustEmbedUnimplementedSpawnServer() {}
 func (UnimplementedSpawnServer) testEmbeddedByValue()               {}
@@ -271,6 +293,24 @@ func _Spawn_Ended_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Spawn_EndedServer = grpc.ServerStreamingServer[EndedAgent]
 
+func _Spawn_Revoke_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevokeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SpawnServer).Revoke(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Spawn_Revoke_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SpawnServer).Revoke(ctx, req.(*RevokeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Spawn_ServiceDesc is the grpc.ServiceDesc for Spawn service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -289,6 +329,10 @@ var Spawn_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Claim",
 			Handler:    _Spawn_Claim_Handler,
+		},
+		{
+			MethodName: "Revoke",
+			Handler:    _Spawn_Revoke_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
