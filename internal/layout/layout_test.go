@@ -74,7 +74,7 @@ var public = map[string][]string{
 var roles = []string{"issuer", "broker", "proxy", "console"}
 
 // testOnly packages are imported by tests alone, or by other testOnly packages.
-var testOnly = []string{"internal/testca", "internal/testmesh", "internal/testpg", "internal/testssh", "internal/testweb", "proxy/internal/hop/hoptest", "audit/audittest", "broker/storetest"}
+var testOnly = []string{"internal/testca", "internal/testkube", "internal/testmesh", "internal/testpg", "internal/testssh", "internal/testweb", "proxy/internal/hop/hoptest", "audit/audittest", "broker/storetest"}
 
 var engines = []string{"proxy/postgres", "proxy/sshd", "proxy/kube", "proxy/httpd", "proxy/mcpd", "proxy/tcp"}
 
