@@ -26,7 +26,7 @@ func TestMCPCallsCarryTheChain(t *testing.T) {
 		return alice.Run(t, agents, "sh", "-c", probe+words)
 	}
 	t.Run("a list", func(t *testing.T) {
-		if r := run(t, agents, "2025-11-25 list"); r.Code != 0 || r.Stdout != "2025-11-25\nask\nread\nmemo:///public/a\n" {
+		if r := run(t, agents, "2025-11-25 list"); r.Code != 0 || r.Stdout != "2025-11-25\nask\ncustomers\nread\nmemo:///public/a\n" {
 			t.Errorf("%s", r)
 		}
 	})
@@ -65,6 +65,15 @@ func TestMCPCallsCarryTheChain(t *testing.T) {
 		}
 		if n := server.Wiped(); n != 0 {
 			t.Errorf("wiped %d times", n)
+		}
+	})
+	t.Run("a masked result", func(t *testing.T) {
+		if r := run(t, agents, "2025-11-25 call customers x"); r.Code != 0 || r.Stdout != "2025-11-25\n"+`{"customers":[{"email":"a***@example.com","name":"Ada"}]}`+"\n" {
+			t.Errorf("%s", r)
+		}
+		rec := m.AwaitRecord(t, "proxy", "the decision", request("tools/call customers(path)"))
+		if out := m.Outcome(t, rec.ID).Event.(*audit.Completed); len(out.Masked) != 1 || out.Masked[0].Column != "$..email" || out.Masked[0].Values != 2 {
+			t.Errorf("the outcome: %+v", out)
 		}
 	})
 	t.Run("what the server asks", func(t *testing.T) {
@@ -129,7 +138,7 @@ func TestStatelessMCPCallsCarryTheChain(t *testing.T) {
 	alice, oscar := m.Login(t, "alice"), m.Login(t, "oscar")
 	agents := []string{"planner --target tools", "researcher"}
 	probe := testmesh.Program(t, "agentprobe") + ` mcp "$DEPUTY_URL_TOOLS" 2026-07-28 `
-	if r := alice.Run(t, agents, "sh", "-c", probe+"list && "+probe+"call read /public/y"); r.Code != 0 || r.Stdout != "2026-07-28\nask\nread\nmemo:///public/a\n2026-07-28\nread /public/y\n" {
+	if r := alice.Run(t, agents, "sh", "-c", probe+"list && "+probe+"call read /public/y"); r.Code != 0 || r.Stdout != "2026-07-28\nask\ncustomers\nread\nmemo:///public/a\n2026-07-28\nread /public/y\n" {
 		t.Errorf("%s", r)
 	}
 	r := alice.Run(t, agents, "sh", "-c", probe+"call wipe /public/y")

@@ -29,6 +29,8 @@ type JSON struct {
 	finder *Finder // nil without detectors
 	keyed  *Keyed
 	broken error
+	// within is how many texts may stand inside each other as strings and be masked by path, too; 0 leaves strings alone.
+	within int
 }
 
 type rule struct {
@@ -61,6 +63,31 @@ func NewJSON(rules []policy.MaskRule, keyed *Keyed) *JSON {
 
 // ByPath says whether there are masks that only JSON has a place for.
 func (m *JSON) ByPath() bool { return len(m.rules) > 0 }
+
+// Within puts masks by path on the objects and arrays that stand as text in strings, too: each is a text of its own. What begins like one and
+// can't be read is hidden.
+func (m *JSON) Within() *JSON {
+	m.within = maxWithin
+	return m
+}
+
+// maxWithin bounds how many texts stand inside each other.
+const maxWithin = 4
+
+// inner is what stands for a string that no path leads to.
+func (m *JSON) inner(s string) string {
+	begin := strings.TrimLeft(s, " \t\r\n\ufeff")
+	if m.within == 0 || !m.ByPath() || begin == "" || begin[0] != '{' && begin[0] != '[' {
+		return m.String(s)
+	}
+	in := *m // which counts in the same places
+	in.within--
+	out, err := in.Bytes([]byte(s))
+	if err != nil || in.within == 0 {
+		return stars
+	}
+	return string(out)
+}
 
 // Bytes is one JSON text with its masks on.
 func (m *JSON) Bytes(text []byte) ([]byte, error) {
@@ -218,7 +245,7 @@ func (m *JSON) scalar(to *bufio.Writer, token json.Token, rule *rule) error {
 		if rule != nil {
 			return m.hide(to, rule, []byte(v), true)
 		}
-		return writeJSON(to, m.String(v))
+		return writeJSON(to, m.inner(v))
 	case nil:
 		_, err := to.WriteString("null")
 		return err

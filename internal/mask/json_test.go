@@ -33,13 +33,39 @@ func TestPathsLeadToWhatIsMasked(t *testing.T) {
 	}
 }
 
+func TestTextsWithinStringsAreMasked(t *testing.T) {
+	deep := `{"email":"ada@example.com"}`
+	for range 4 {
+		quoted, err := stdjson.Marshal(deep)
+		if err != nil {
+			t.Fatal(err)
+		}
+		deep = `{"r":` + string(quoted) + `}`
+	}
+	for in, want := range map[string]string{
+		`{"result":"{\"email\": \"ada@example.com\", \"x\":1}"}`:    `{"result":"{\"email\":\"a***@example.com\",\"x\":1}"}`,
+		`{"result":" [{\"email\":\"ada@example.com\"}]"}`:           `{"result":"[{\"email\":\"ada@example.com\"}]"}`,
+		`{"result":"{\"email\":\"ada@example.com\"} and more"}`:     `{"result":"****"}`,
+		`{"result":"\ufeff{\"email\":\"ada@example.com\"}"}`:        `{"result":"****"}`,
+		`{"result":"{\"email\":\"a@b.c\"}\n{\"email\":\"d@e.f\"}"}`: `{"result":"****"}`,
+		`{"result":"plain","n":1}`:                                  `{"result":"plain","n":1}`,
+	} {
+		if out, err := paths(t, "$.email=email").Within().Bytes([]byte(in)); err != nil || string(out) != want {
+			t.Errorf("%s: %s %v, want %s", in, out, err, want)
+		}
+	}
+	if out, err := paths(t, "$.email=email").Within().Bytes([]byte(deep)); err != nil || strings.Contains(string(out), "ada") {
+		t.Errorf("%s %v", out, err)
+	}
+}
+
 // FuzzJSON holds the invariants: what comes out is one JSON text without the secret, or an error.
 func FuzzJSON(f *testing.F) {
 	for _, s := range []string{`{"e":"s3cr3t"}`, `[{"E":["s3cr3t"]},{"e":{"x":"s3cr3t"}}]`, `{"e":"s3cr3t"`, `{"e":1}{"e":2}`, `{"\u0065":"s3cr3t"}`, `""`, ` [[[]]] `} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		out, err := paths(t, "$..e=redact").Bytes([]byte(text))
+		out, err := paths(t, "$..e=redact").Within().Bytes([]byte(text))
 		if err != nil {
 			return
 		}
@@ -66,6 +92,11 @@ func look(t *testing.T, v any) {
 		}
 	case []any:
 		for _, in := range v {
+			look(t, in)
+		}
+	case string:
+		var in any
+		if stdjson.Unmarshal([]byte(v), &in) == nil {
 			look(t, in)
 		}
 	}

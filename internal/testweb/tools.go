@@ -15,8 +15,8 @@ import (
 // ToolToken is what the tool servers demand as bearer token. Only the proxy has it.
 const ToolToken = "the-tool-servers-own-token"
 
-// Tools is a tool server (MCP) without TLS at URL/mcp. It has the tools read, which answers with the path that it got, and wipe, which counts;
-// the resources memo:///public/a and memo:///secret/b; and the tool ask, which asks the agent's user.
+// Tools is a tool server (MCP) without TLS at URL/mcp. It has the tools read, which answers with the path that it got, and wipe, which counts, and customers, which answers with
+// JSON; the resources memo:///public/a and memo:///secret/b; and the tool ask, which asks the agent's user.
 type Tools struct {
 	URL string
 
@@ -43,6 +43,15 @@ type pathInput struct {
 	Path string `json:"path"`
 }
 
+type customer struct {
+	Name  string `json:"name"`
+	Email string `json:"email"`
+}
+
+type found struct {
+	Customers []customer `json:"customers"`
+}
+
 // StartTools starts the tool server; with sessions, or of the stateless protocol. The test's end stops it.
 func StartTools(t testing.TB, stateless bool) *Tools {
 	t.Helper()
@@ -59,6 +68,9 @@ func StartTools(t testing.TB, stateless bool) *Tools {
 		defer s.mu.Unlock()
 		s.wiped++
 		return say("wiped"), nil, nil
+	})
+	mcp.AddTool(server, &mcp.Tool{Name: "customers", Description: "finds customers"}, func(context.Context, *mcp.CallToolRequest, pathInput) (*mcp.CallToolResult, found, error) {
+		return nil, found{[]customer{{"Ada", "ada@example.com"}}}, nil
 	})
 	mcp.AddTool(server, &mcp.Tool{Name: "ask", Description: "asks the user"}, func(ctx context.Context, q *mcp.CallToolRequest, _ pathInput) (*mcp.CallToolResult, any, error) {
 		r, err := q.Session.Elicit(ctx, &mcp.ElicitParams{Message: "your password?", RequestedSchema: map[string]any{"type": "object", "properties": map[string]any{}}})

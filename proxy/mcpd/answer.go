@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/deputymesh/deputy/actor"
+	"github.com/deputymesh/deputy/policy"
 	"github.com/deputymesh/deputy/proxy"
 	"github.com/deputymesh/deputy/proxy/internal/hop"
 )
@@ -71,7 +72,7 @@ func (x *exchange) single(ctx context.Context, a *http.Response) error {
 	if m.kind != isResponse || m.key != x.m.key && (m.id != nil || a.StatusCode < 400) {
 		return fmt.Errorf("%w: it answers another request", errUnclear)
 	}
-	out, err := x.rewrite(ctx, m, raw)
+	out, err := x.final(ctx, m, raw)
 	if err != nil {
 		return err
 	}
@@ -115,12 +116,12 @@ func (x *exchange) begin(a *http.Response, m message) error {
 	return nil
 }
 
-// lists are the results that are cut, and how an entry of each is used.
-var lists = map[string]struct{ member, verb, kind, field string }{
-	"tools/list":               {"tools", "call", actor.MCPTool, "name"},
-	"resources/list":           {"resources", "read", actor.MCPResource, "uri"},
-	"resources/templates/list": {"resourceTemplates", "read", actor.MCPResource, "uriTemplate"},
-	"prompts/list":             {"prompts", "prompt", actor.MCPPrompt, "name"},
+// lists are the results that are cut, by which method an entry of each is used, and its name.
+var lists = map[string]struct{ member, use, field string }{
+	"tools/list":               {"tools", "tools/call", "name"},
+	"resources/list":           {"resources", "resources/read", "uri"},
+	"resources/templates/list": {"resourceTemplates", "resources/read", "uriTemplate"},
+	"prompts/list":             {"prompts", "prompts/get", "name"},
 }
 
 // rewrite makes what the agent gets of a response: as it is, unless it is a list, asks the agent for something, or may be kept by caches that
@@ -133,7 +134,7 @@ func (x *exchange) rewrite(ctx context.Context, m message, raw []byte) ([]byte, 
 				return refusalMessage(x.m.id, codeRefused, no), nil
 			}
 		}
-		return raw, nil
+		return x.put(m, raw)
 	}
 	result, err := parseObject(m.result)
 	if err != nil {
@@ -141,7 +142,7 @@ func (x *exchange) rewrite(ctx context.Context, m message, raw []byte) ([]byte, 
 	}
 	changed := false
 	if l, is := lists[x.m.method]; is {
-		if result[l.member], err = x.cut(result[l.member], l.verb, l.kind, l.field); err != nil {
+		if result[l.member], err = x.cut(result[l.member], l.use, l.field); err != nil {
 			return nil, err
 		}
 		changed = true
@@ -158,14 +159,17 @@ func (x *exchange) rewrite(ctx context.Context, m message, raw []byte) ([]byte, 
 			return refusalMessage(x.m.id, codeRefused, no), nil
 		}
 	}
-	if !changed {
-		return raw, nil
+	if changed {
+		if m.result, err = encode(result); err != nil {
+			return nil, err
+		}
+		raw = nil
 	}
-	return encode(map[string]any{"jsonrpc": "2.0", "id": m.id, "result": result})
+	return x.put(m, raw)
 }
 
 // cut leaves out what may not be used. An entry whose name can't be decided can't be used either.
-func (x *exchange) cut(raw json.RawMessage, verb, kind, field string) (json.RawMessage, error) {
+func (x *exchange) cut(raw json.RawMessage, use, field string) (json.RawMessage, error) {
 	var entries []json.RawMessage
 	if err := json.Unmarshal(raw, &entries); err != nil {
 		return nil, fmt.Errorf("%w: the list is none", errUnclear)
@@ -177,11 +181,11 @@ func (x *exchange) cut(raw json.RawMessage, verb, kind, field string) (json.RawM
 			return nil, fmt.Errorf("%w: %w", errUnclear, err)
 		}
 		name, err := o.text(field)
-		if err == nil && kind == actor.MCPTool && actor.CheckMCPName(name) == nil && !x.e.pins.see(x.account.Name, name, entry) {
+		if err == nil && use == "tools/call" && actor.CheckMCPName(name) == nil && !x.e.pins.see(x.account.Name, name, entry) {
 			x.e.cfg.Logger.Warn("a tool is held: it isn't what was reviewed, or what it was at first", "target", x.e.hop.Name(), "tool", hop.Printable(name))
 			continue
 		}
-		if err == nil && x.shown(verb, kind, name) {
+		if err == nil && x.shown(use, name) {
 			kept = append(kept, entry)
 		}
 	}
@@ -189,16 +193,17 @@ func (x *exchange) cut(raw json.RawMessage, verb, kind, field string) (json.RawM
 }
 
 // shown says whether an entry may be in a list: if it can be used without a look at arguments, or if policy has it listed.
-func (x *exchange) shown(verb, kind, name string) bool {
+func (x *exchange) shown(use, name string) bool {
+	kind := fromClient[use].kind
 	if begin, _, template := strings.Cut(name, "{"); template && kind == actor.MCPResource {
 		name = begin
 	}
-	for _, v := range []string{verb, "list"} {
-		op := x.e.op(v, kind, name, "", false)
+	for verb, check := range map[string]func(policy.Obligations) error{fromClient[use].verb: demands(use), "list": nil} {
+		op := x.e.op(verb, kind, name, "", false)
 		if a, ok := op.Action.(actor.MCPAction); !ok || a.CheckObject() != nil {
 			return false
 		}
-		if x.core.Would(proxy.Command{Kind: x.m.method, Account: x.account.Name, Ops: []proxy.Op{op}}) {
+		if x.core.Would(proxy.Command{Kind: x.m.method, Account: x.account.Name, Ops: []proxy.Op{op}, Check: check}) {
 			return true
 		}
 	}
@@ -229,8 +234,11 @@ func (x *exchange) questions(ctx context.Context, raw json.RawMessage) (*proxy.R
 
 // question decides one thing that the server asks of the agent; nil allows it.
 func (x *exchange) question(ctx context.Context, name string, text []byte) *proxy.Refusal {
-	cmd := proxy.Command{Kind: name, Text: string(text), Scrubbed: "asked by the server: " + hop.Clip(hop.Printable(name), 64), Account: x.account.Name, Check: whole}
+	cmd := proxy.Command{Kind: name, Text: string(text), Scrubbed: "asked by the server: " + hop.Clip(hop.Printable(name), 64), Account: x.account.Name, Check: nothing}
 	known, ok := fromServer[name]
+	if masks := x.masksOf(); ok && known.write && masks != nil && masks.json.ByPath() {
+		return x.core.Refuse(ctx, cmd, proxy.Objection{Class: hop.ClassUnsupported, Reason: "the policy masks members of what is answered, and what the server asks meanwhile has none"})
+	}
 	if !ok {
 		return x.core.Refuse(ctx, cmd, proxy.Objection{Class: hop.ClassUnsupported, Reason: "servers may not ask for that here"})
 	}

@@ -2,6 +2,7 @@ package mcpd
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"fmt"
 	"log/slog"
@@ -13,6 +14,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/deputymesh/deputy/actor"
+	"github.com/deputymesh/deputy/internal/mask"
 	"github.com/deputymesh/deputy/internal/target"
 	"github.com/deputymesh/deputy/proxy"
 	"github.com/deputymesh/deputy/proxy/internal/hop"
@@ -65,6 +67,7 @@ type Engine struct {
 	cfg      Config
 	hop      *hop.Hop
 	sessions *sessions
+	keyed    *mask.Keyed // its key lives as long as the engine
 	pins     *pins
 	large    chan struct{} // a place for each exchange that holds a large message
 }
@@ -84,7 +87,13 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	return &Engine{cfg: cfg, hop: h, sessions: newSessions(time.Now), pins: newPins(cfg.Reviewed), large: make(chan struct{}, maxLarge)}, nil
+	key := make([]byte, mask.MinKey)
+	rand.Read(key)
+	keyed, err := mask.New(key)
+	if err != nil {
+		return nil, fmt.Errorf("making the MCP engine: %w", err)
+	}
+	return &Engine{cfg: cfg, hop: h, keyed: keyed, sessions: newSessions(time.Now), pins: newPins(cfg.Reviewed), large: make(chan struct{}, maxLarge)}, nil
 }
 
 // Serve accepts agents on l until ctx is done, then ends every connection and waits for it. It closes l.

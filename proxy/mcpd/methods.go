@@ -80,7 +80,7 @@ func (e *Engine) op(verb, kind, name, arguments string, write bool) proxy.Op {
 
 // command is what a message asks for, as it is decided and recorded. known has the method.
 func (e *Engine) command(m message, known method, text []byte, account string) (cmd proxy.Command, err error) {
-	cmd = proxy.Command{Kind: m.method, Text: string(text), Scrubbed: m.method, Account: account, Check: whole}
+	cmd = proxy.Command{Kind: m.method, Text: string(text), Scrubbed: m.method, Account: account, Check: demands(m.method)}
 	if m.method == "completion/complete" {
 		if known.kind, known.field, m.params, err = reference(m.params); err != nil {
 			return cmd, err
@@ -175,14 +175,6 @@ func (e *Engine) subscriptions(params object, cmd *proxy.Command) error {
 			return err
 		}
 		cmd.Ops = append(cmd.Ops, e.op("subscribe", actor.MCPResource, uri, "", false))
-	}
-	return nil
-}
-
-// whole refuses obligations that nothing here can carry out.
-func whole(o policy.Obligations) error {
-	if len(o.Masks) > 0 || o.MaxRows > 0 {
-		return &proxy.Objection{Class: hop.ClassUnsupported, Reason: "the policy asks for masks or a limit of rows, and this version finds neither columns nor rows in what a tool answers"}
 	}
 	return nil
 }

@@ -25,7 +25,8 @@ type exchange struct {
 	session *mcpSession // nil without
 	m       message     // what the agent sent; empty for GET and DELETE
 	pass    hop.Pass
-	large   bool // it has a place for large messages
+	large   bool   // it has a place for large messages
+	masks   *masks // of the answer; masksOf makes them
 
 	status    int   // of the target's answer
 	bytes     int64 // to the agent
@@ -48,7 +49,7 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	var body []byte
 	var known method
-	cmd := proxy.Command{Kind: r.Method, Text: r.Method, Scrubbed: r.Method, Account: account.Name, Check: whole, Ops: []proxy.Op{e.op(proxy.VerbConnect, "", "", "", false)}}
+	cmd := proxy.Command{Kind: r.Method, Text: r.Method, Scrubbed: r.Method, Account: account.Name, Check: demands(""), Ops: []proxy.Op{e.op(proxy.VerbConnect, "", "", "", false)}}
 	var f *fault
 	switch r.Method {
 	case http.MethodPost:
@@ -101,7 +102,7 @@ func (x *exchange) what(body []byte) (proxy.Command, method, *fault) {
 			if asked, ok := x.session.answer(x.m.key); ok {
 				known := fromServer[asked]
 				return proxy.Command{
-					Kind: "answer", Text: string(body), Scrubbed: "answer to " + asked, Account: x.account.Name, Check: whole,
+					Kind: "answer", Text: string(body), Scrubbed: "answer to " + asked, Account: x.account.Name, Check: nothing,
 					Ops: []proxy.Op{x.e.op(known.verb, "", "", "", known.write)},
 				}, known, nil
 			}
@@ -152,13 +153,13 @@ func (x *exchange) decide(r *http.Request, cmd proxy.Command, known method, body
 		err = pass.Use()
 	}
 	if err != nil {
-		x.complete(ctx, "not_sent")
+		_ = x.complete(ctx, "not_sent") // it is logged
 		x.deny(r, err)
 		return
 	}
 	// 2. The effect, and its outcome: "cut" unless the answer went through to its end.
 	status := "cut"
-	defer func() { x.complete(ctx, status) }()
+	defer func() { _ = x.complete(ctx, status) }()
 	x.w.Header().Set("Deputy-Record", pass.RecordID().String())
 	header := e.upstreamHeader(r.Header, x.session, x.modern)
 	header.Set(hop.ChainHeader, chain)
@@ -197,15 +198,21 @@ func (x *exchange) send(ctx context.Context, httpMethod string, header http.Head
 	return x.account.RoundTrip(q)
 }
 
-func (x *exchange) complete(ctx context.Context, status string) {
+// complete records the outcome; all calls but the first do nothing. The error matters where masks acted.
+func (x *exchange) complete(ctx context.Context, status string) error {
 	o := proxy.Outcome{Status: status, Bytes: x.bytes}
+	if x.masks != nil {
+		o.Masked = x.masks.counts()
+	}
 	if x.status != 0 {
 		o.Code = strconv.Itoa(x.status)
 		o.Command = "HTTP " + o.Code
 	}
-	if err := x.pass.Completed(context.WithoutCancel(ctx), o); err != nil {
+	err := x.pass.Completed(context.WithoutCancel(ctx), o)
+	if err != nil {
 		x.e.cfg.Logger.ErrorContext(ctx, "an outcome couldn't be recorded", "error", err)
 	}
+	return err
 }
 
 // Reasons that there is no answer.

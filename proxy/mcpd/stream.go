@@ -85,6 +85,9 @@ func (x *exchange) fromServer(ctx context.Context, m message, raw []byte) ([]byt
 		if !slices.Contains(notices, m.method) || m.method == "notifications/resources/updated" && !x.mayHear(m) {
 			return nil, false, nil
 		}
+		if masks := x.masksOf(); masks != nil {
+			return masks.notice(m, raw), false, nil
+		}
 		return raw, false, nil
 	case isRequest:
 		no := x.question(ctx, m.method, raw)
@@ -96,6 +99,11 @@ func (x *exchange) fromServer(ctx context.Context, m message, raw []byte) ([]byt
 				x.tellServer(ctx, m, no)
 			}
 			return nil, false, nil
+		}
+		if masks := x.masksOf(); masks != nil {
+			if raw = masks.asked(raw); raw == nil {
+				return nil, false, fmt.Errorf("%w: no mask can be put on what it asks", errUnclear)
+			}
 		}
 		return raw, false, nil
 	}
@@ -113,7 +121,7 @@ func (x *exchange) fromServer(ctx context.Context, m message, raw []byte) ([]byt
 		}
 		x.session.speak(version)
 	}
-	out, err := x.rewrite(ctx, m, raw)
+	out, err := x.final(ctx, m, raw)
 	return out, true, err
 }
 
