@@ -13,3 +13,6 @@ func NewRunDir(runtimeDir string, id actor.AgentID) (string, func() error, error
 
 // KeepPagesOut is what stands before each web service's listener.
 var KeepPagesOut = keepPagesOut
+
+// OfItself is exported for tests.
+var OfItself = ofItself

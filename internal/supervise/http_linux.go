@@ -48,8 +48,12 @@ func (s *Supervisor) openHTTP(ctx context.Context) error {
 		l.relay = client.NewHTTPRelay(t, s.id, func(ctx context.Context) (client.Credential, error) {
 			return s.ex.Credential(ctx, t.Name, nil)
 		}, s.log)
+		handler := http.Handler(l.relay)
+		if t.Kind == "mcp" {
+			handler = ofItself(handler)
+		}
 		l.server = &http.Server{
-			Handler: keepPagesOut(l.relay), ReadHeaderTimeout: localHeaderTime, Protocols: new(http.Protocols),
+			Handler: keepPagesOut(handler), ReadHeaderTimeout: localHeaderTime, Protocols: new(http.Protocols),
 			ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 		}
 		l.server.Protocols.SetHTTP1(true)

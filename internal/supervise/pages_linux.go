@@ -26,6 +26,17 @@ func keepPagesOut(next http.Handler) http.Handler {
 	})
 }
 
+// ofItself takes a request's Origin away where it is the listener's own: nothing there is a page, so it is a client that says where it talks to. The
+// proxy refuses any other.
+func ofItself(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if all := r.Header.Values("Origin"); len(all) == 1 && r.Host != "" && strings.EqualFold(all[0], "http://"+r.Host) {
+			r.Header.Del("Origin")
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
 // isThisMachine takes the loopback addresses and localhost. HTTP/1.0 names no host, and no browser speaks it.
 func isThisMachine(authority string) bool {
 	host, _, err := net.SplitHostPort(authority)

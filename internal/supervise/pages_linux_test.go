@@ -8,6 +8,28 @@ import (
 	"github.com/deputymesh/deputy/internal/supervise"
 )
 
+// A client may say that it talks to the run's listener, and nothing else.
+func TestOnlyTheListenersOwnOriginIsTakenAway(t *testing.T) {
+	var got []string
+	h := supervise.OfItself(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { got = r.Header.Values("Origin") }))
+	for _, c := range []struct {
+		host    string
+		origins []string
+		left    int
+	}{
+		{"127.0.0.1:4711", []string{"http://127.0.0.1:4711"}, 0}, {"localhost:4711", []string{"http://LOCALHOST:4711"}, 0}, {"127.0.0.1:4711", []string{"http://127.0.0.1:4712"}, 1},
+		{"127.0.0.1:4711", []string{"https://127.0.0.1:4711"}, 1}, {"127.0.0.1:4711", []string{"http://evil.example"}, 1}, {"127.0.0.1:4711", []string{"null"}, 1}, {"", []string{"http://"}, 1},
+		{"127.0.0.1:4711", []string{"http://127.0.0.1:4711", "http://evil.example"}, 2},
+	} {
+		q := httptest.NewRequest("POST", "/mcp", nil)
+		q.Host, q.Header["Origin"] = c.host, c.origins
+		h.ServeHTTP(httptest.NewRecorder(), q)
+		if len(got) != c.left {
+			t.Errorf("%q from %q: %q", c.host, c.origins, got)
+		}
+	}
+}
+
 // A page that a run's browser shows has nothing of the run's authority.
 func TestPagesOfOtherOriginsReachNoService(t *testing.T) {
 	reached := false

@@ -18,7 +18,7 @@ var binaries struct {
 }
 
 // programs are what Build builds; a program is called by the last element of its folder.
-var programs = []string{"./cmd/deputy", "./examples/team", "./integration/testdata/agentprobe"}
+var programs = []string{"./cmd/deputy", "./examples/team", "./integration/testdata/agentprobe", "github.com/modelcontextprotocol/go-sdk/conformance/everything-server"}
 
 // builtVariable names a folder with the programs, for a run of the tests under a uid that can't build.
 const builtVariable = "DEPUTY_TEST_PROGRAMS"

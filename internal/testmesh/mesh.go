@@ -70,7 +70,7 @@ type settings struct {
 	policy  string
 	host    *testssh.Server
 	web     *testweb.Site
-	tools   *testweb.Tools
+	tools   *toolServer
 }
 
 // Option changes what Start makes.
@@ -135,7 +135,7 @@ func Start(t testing.TB, options ...Option) *Mesh {
 		m.addWeb(s.web)
 	}
 	if s.tools != nil {
-		m.addTools(s.tools)
+		m.addTools(*s.tools)
 	}
 	for _, role := range m.roles() {
 		// Small files: with the race detector it takes seconds to read the usual ones.

@@ -25,9 +25,11 @@ const (
 	codeParse          = -32700
 	codeInvalid        = -32600
 	codeNoMethod       = -32601
+	codeParams         = -32602
 	codeInternal       = -32603
 	codeRefused        = -32003 // a decision said no
 	codeHeaderMismatch = -32020
+	codeVersion        = -32022 // a version of the protocol that isn't known
 	codeAskUser        = -32042 // an error that asks the agent's user to open a page
 )
 

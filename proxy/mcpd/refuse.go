@@ -3,6 +3,7 @@ package mcpd
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/http"
 
 	"github.com/deputymesh/deputy/proxy"
@@ -12,7 +13,7 @@ import (
 // refuse records why a request isn't even decided, and says so.
 func (x *exchange) refuse(ctx context.Context, scrubbed string, text []byte, f *fault) {
 	cmd := proxy.Command{Kind: "message", Text: string(text), Scrubbed: hop.Clip(hop.Printable(scrubbed), 2048), Account: x.account.Name}
-	x.say(f.status, f.code, x.core.Refuse(ctx, cmd, proxy.Objection{Class: f.class, Reason: f.reason}))
+	x.sayMore(f.status, f.code, x.core.Refuse(ctx, cmd, proxy.Objection{Class: f.class, Reason: f.reason}), f.data)
 }
 
 // deny says what was decided. A decision is an answer to its request, not a failure of HTTP: clients would take that for the end of their
@@ -35,10 +36,16 @@ func (x *exchange) deny(r *http.Request, err error) {
 }
 
 // say answers with JSON-RPC's error, as long as there is no answer yet. The reason and the record are in its data.
-func (x *exchange) say(status, code int, no *proxy.Refusal) {
+func (x *exchange) say(status, code int, no *proxy.Refusal) { x.sayMore(status, code, no, nil) }
+
+// sayMore says it with more in the error's data.
+func (x *exchange) sayMore(status, code int, no *proxy.Refusal, more map[string]any) {
 	x.denied = true
+	data := map[string]any{"reason": no.Reason, "class": no.Class, "record": no.RecordID.String()}
+	maps.Copy(data, more)
+	text := errorMessage(x.m.id, code, no.Error(), data)
 	if x.streaming {
-		x.writeEvent(refusalMessage(x.m.id, code, no))
+		x.writeEvent(text)
 		return
 	}
 	h := x.w.Header()
@@ -46,7 +53,7 @@ func (x *exchange) say(status, code int, no *proxy.Refusal) {
 	h.Set("Cache-Control", "no-store")
 	h.Set("Deputy-Record", no.RecordID.String())
 	x.w.WriteHeader(status)
-	x.write(refusalMessage(x.m.id, code, no))
+	x.write(text)
 }
 
 func refusalMessage(id []byte, code int, no *proxy.Refusal) []byte {

@@ -32,21 +32,24 @@ const (
 )
 
 // withSessions are the versions before it.
-var withSessions = []string{"2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"}
+var withSessions = []string{"2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"}
 
 // fault is why a request isn't even decided.
 type fault struct {
 	status, code int
 	class        string
 	reason       string
+	data         map[string]any // of the error, beside reason, class and record
 }
 
 func malformed(format string, args ...any) *fault {
-	return &fault{http.StatusBadRequest, codeInvalid, hop.ClassMalformed, fmt.Sprintf(format, args...)}
+	return &fault{status: http.StatusBadRequest, code: codeInvalid, class: hop.ClassMalformed, reason: fmt.Sprintf(format, args...)}
 }
 
 func differs(format string, args ...any) *fault {
-	return &fault{http.StatusBadRequest, codeHeaderMismatch, hop.ClassMalformed, fmt.Sprintf(format, args...)}
+	f := malformed(format, args...)
+	f.code = codeHeaderMismatch
+	return f
 }
 
 // checkRequest looks at what is around the message.
@@ -54,9 +57,9 @@ func checkRequest(r *http.Request) *fault {
 	switch {
 	case len(r.Header.Values("Origin")) > 0:
 		// An agent has none. Pages in a browser do, whatever host they believe to talk to.
-		return &fault{http.StatusForbidden, codeInvalid, hop.ClassUnsupported, "the request comes from a page in a browser"}
+		return &fault{status: http.StatusForbidden, code: codeInvalid, class: hop.ClassUnsupported, reason: "the request comes from a page in a browser"}
 	case r.URL.Path != Path || r.URL.RawQuery != "" || r.RequestURI != Path:
-		return &fault{http.StatusNotFound, codeInvalid, hop.ClassUnsupported, "tool servers are at " + Path + " here, without a query"}
+		return &fault{status: http.StatusNotFound, code: codeInvalid, class: hop.ClassUnsupported, reason: "tool servers are at " + Path + " here, without a query"}
 	}
 	for _, name := range []string{versionHeader, sessionHeader, methodHeader, nameHeader, "Content-Type"} {
 		if len(r.Header.Values(name)) > 1 {
@@ -68,7 +71,7 @@ func checkRequest(r *http.Request) *fault {
 	}
 	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	if err != nil || kind != "application/json" || r.Header.Get("Content-Encoding") != "" {
-		return &fault{http.StatusUnsupportedMediaType, codeInvalid, hop.ClassMalformed, "application/json is expected, and no content encoding"}
+		return &fault{status: http.StatusUnsupportedMediaType, code: codeInvalid, class: hop.ClassMalformed, reason: "application/json is expected, and no content encoding"}
 	}
 	return nil
 }
@@ -84,13 +87,13 @@ func (x *exchange) readMessage(r *http.Request) ([]byte, message, *fault) {
 	}
 	body, err := x.readAll(r.Body, maxRequest)
 	if errors.Is(err, errLarge) {
-		return nil, message{}, &fault{http.StatusServiceUnavailable, codeInternal, proxy.ClassQuota, "too many large messages are under way; try again in a moment"}
+		return nil, message{}, &fault{status: http.StatusServiceUnavailable, code: codeInternal, class: proxy.ClassQuota, reason: "too many large messages are under way; try again in a moment"}
 	}
 	if err = errors.Join(err, slow.SetReadDeadline(time.Time{})); err != nil {
 		return nil, message{}, malformed("the message can't be read to its end")
 	}
 	if len(body) > maxRequest {
-		return nil, message{}, &fault{http.StatusRequestEntityTooLarge, codeInvalid, hop.ClassMalformed, fmt.Sprintf("the message has more than %d bytes", maxRequest)}
+		return nil, message{}, &fault{status: http.StatusRequestEntityTooLarge, code: codeInvalid, class: hop.ClassMalformed, reason: fmt.Sprintf("the message has more than %d bytes", maxRequest)}
 	}
 	m, err := parseMessage(body)
 	if err != nil {
@@ -103,12 +106,17 @@ func (x *exchange) readMessage(r *http.Request) ([]byte, message, *fault) {
 	return body, m, nil
 }
 
+// gone are the methods that the stateless protocol doesn't have any more.
+var gone = []string{"initialize", "ping", "logging/setLevel", "resources/subscribe", "resources/unsubscribe", "notifications/initialized", "notifications/roots/list_changed"}
+
 // checkHeaders holds the headers against the message: whoever decides by one and acts by the other could be told two things. It says whether
 // the request is one of the stateless protocol.
 func checkHeaders(h http.Header, m message) (bool, *fault) {
 	version := h.Get(versionHeader)
 	if version != "" && version != stateless && !slices.Contains(withSessions, version) {
-		return false, malformed("the protocol version %.32q isn't known here", version)
+		f := malformed("the protocol version %.32q isn't known here", version)
+		f.code, f.data = codeVersion, map[string]any{"supported": append([]string{stateless}, withSessions...), "requested": hop.Clip(hop.Printable(version), 64)}
+		return false, f
 	}
 	modern := version == stateless
 	meta, err := m.params.object("_meta")
@@ -120,10 +128,14 @@ func checkHeaders(h http.Header, m message) (bool, *fault) {
 			return false, differs("the header %s says %q, and the message another version", versionHeader, version)
 		}
 	} else if modern && m.kind == isRequest {
-		return false, differs("the header %s says %q, and the message names no version", versionHeader, version)
+		f := malformed("params: _meta has no %q", versionMeta)
+		f.code = codeParams
+		return modern, f
 	}
-	if modern && m.method == "initialize" {
-		return false, malformed("version %s has no initialize", stateless)
+	if modern && slices.Contains(gone, m.method) {
+		f := malformed("version %s has no %s", stateless, m.method)
+		f.status, f.code = http.StatusNotFound, codeNoMethod
+		return modern, f
 	}
 	if got, there := header(h, methodHeader); there && got != m.method || modern && !there && m.kind != isResponse {
 		return false, differs("the header %s isn't the message's method", methodHeader)

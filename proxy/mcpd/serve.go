@@ -62,7 +62,7 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	default:
 		w.Header().Set("Allow", "POST, GET, DELETE")
-		f = &fault{http.StatusMethodNotAllowed, codeInvalid, hop.ClassUnsupported, "POST, GET and DELETE are expected"}
+		f = &fault{status: http.StatusMethodNotAllowed, code: codeInvalid, class: hop.ClassUnsupported, reason: "POST, GET and DELETE are expected"}
 	}
 	if f == nil {
 		f = x.findSession(r)
@@ -87,7 +87,7 @@ func (x *exchange) findSession(r *http.Request) *fault {
 		return malformed("initialize begins a session, and can't be in one")
 	}
 	if x.session = x.e.sessions.find(id, x.owner); x.session == nil {
-		return &fault{http.StatusNotFound, codeInvalid, hop.ClassUnsupported, "there is no such session; begin one with initialize"}
+		return &fault{status: http.StatusNotFound, code: codeInvalid, class: hop.ClassUnsupported, reason: "there is no such session; begin one with initialize"}
 	}
 	if v := r.Header.Get(versionHeader); v != "" && v != x.session.speaks() {
 		return malformed("the session speaks version %s", x.session.speaks())
@@ -111,7 +111,7 @@ func (x *exchange) what(body []byte) (proxy.Command, method, *fault) {
 	}
 	known, ok := fromClient[x.m.method]
 	if !ok || known.notice != (x.m.kind == isNotification) {
-		f := &fault{http.StatusOK, codeNoMethod, hop.ClassUnsupported, "the method " + hop.Clip(hop.Printable(x.m.method), 64) + " can't be decided here"}
+		f := &fault{status: http.StatusOK, code: codeNoMethod, class: hop.ClassUnsupported, reason: "the method " + hop.Clip(hop.Printable(x.m.method), 64) + " can't be decided here"}
 		if x.modern || x.m.kind == isNotification {
 			f.status = http.StatusNotFound
 		}
@@ -120,7 +120,7 @@ func (x *exchange) what(body []byte) (proxy.Command, method, *fault) {
 	cmd, err := x.e.command(x.m, known, body, x.account.Name)
 	if err != nil {
 		f := malformed("%v", err)
-		f.code = -32602
+		f.code = codeParams
 		if !x.modern {
 			f.status = http.StatusOK
 		}
@@ -128,7 +128,7 @@ func (x *exchange) what(body []byte) (proxy.Command, method, *fault) {
 	}
 	if known.kind == actor.MCPTool {
 		if name := cmd.Ops[0].Resource.Name; !x.e.pins.mayCall(x.account.Name, name) {
-			return cmd, known, &fault{http.StatusOK, codeRefused, classHeld, "the tool isn't what somebody reviewed, or what it was at first: it is held until the operator of this proxy has looked at it"}
+			return cmd, known, &fault{status: http.StatusOK, code: codeRefused, class: classHeld, reason: "the tool isn't what somebody reviewed, or what it was at first: it is held until the operator of this proxy has looked at it"}
 		}
 	}
 	return cmd, known, nil
