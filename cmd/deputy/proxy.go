@@ -248,6 +248,8 @@ func (c *proxyConfig) readSecrets(config string) error {
 			err = t.HTTP.readSecrets(config)
 		case t.MCP != nil:
 			err = t.MCP.Service.readSecrets(config)
+		case t.Kube != nil:
+			err = t.Kube.readSecrets(config)
 		case t.TCP != nil: // it has none
 		default:
 			err = t.Postgres.readSecrets(config)
@@ -278,6 +280,9 @@ func (t *targetConfig) engine(config, mesh string, td spiffeid.TrustDomain, core
 	}
 	if t.HTTP != nil {
 		return t.httpEngine(config, mesh, td, core, name, svid, server, logger)
+	}
+	if t.Kube != nil {
+		return t.kubeEngine(config, mesh, td, core, name, svid, server, logger)
 	}
 	if t.MCP != nil {
 		return t.mcpEngine(config, mesh, td, core, name, svid, server, logger)

@@ -55,6 +55,7 @@ type targetConfig struct {
 	HTTP        *httpConfig        `yaml:"http,omitempty"`
 	TCP         *tcpConfig         `yaml:"tcp,omitempty"`
 	MCP         *mcpConfig         `yaml:"mcp,omitempty"`
+	Kube        *kubeConfig        `yaml:"kube,omitempty"`
 }
 
 // delegationConfig allows grants to others than direct children, as path patterns such as /agent/planner/*.
@@ -183,9 +184,9 @@ func (t *targetConfig) check(path string) error {
 		}
 	}
 	if _, err := target.ParseKind(t.Kind); err != nil {
-		return fieldError(path+".kind", "postgres, ssh, http, mcp or tcp is expected; this version has no engine for other kinds")
+		return fieldError(path+".kind", "postgres, ssh, kube, http, mcp or tcp is expected; this version has no engine for other kinds")
 	}
-	for kind, there := range map[string]bool{"postgres": t.Postgres != nil, "ssh": t.SSH != nil, "http": t.HTTP != nil, "tcp": t.TCP != nil, "mcp": t.MCP != nil} {
+	for kind, there := range map[string]bool{"postgres": t.Postgres != nil, "ssh": t.SSH != nil, "http": t.HTTP != nil, "tcp": t.TCP != nil, "mcp": t.MCP != nil, "kube": t.Kube != nil} {
 		if there && kind != t.Kind {
 			return fieldError(path+"."+kind, "this stands at a target of the kind %s only", kind)
 		}
@@ -199,6 +200,8 @@ func (t *targetConfig) check(path string) error {
 		return t.HTTP.check(path + ".http")
 	case "tcp":
 		return t.TCP.check(path + ".tcp")
+	case "kube":
+		return t.Kube.check(path + ".kube")
 	default:
 		return t.MCP.check(path + ".mcp")
 	}

@@ -43,7 +43,7 @@ func newRunCommand() *cobra.Command {
 			"than what it has. Actions are, in a database, " + strings.Join(actor.PostgresVerbs(), ", ") + ";\n" +
 			"on a host, " + strings.Join(actor.SSHVerbs(), ", ") + ";\n" +
 			"at a web service, " + strings.Join(actor.HTTPVerbs(), ", ") + ";\n" +
-			"at a tool server, " + strings.Join(actor.MCPVerbs(), ", ") + ".",
+			"at a tool server, " + strings.Join(actor.MCPVerbs(), ", ") + "; in a cluster, " + strings.Join(actor.KubeVerbs(), ", ") + ".",
 		Example: "  deputy run --as planner --target orders-db --purpose \"q3 refunds\" -- psql -c \"SELECT 1\"\n" +
 			"  deputy run --as planner --allow orders-db:select:shop:public.orders,public.customers -- ./agent\n" +
 			"  deputy run --as planner -- deputy run --as researcher --ttl 10m -- ./agent",
@@ -257,6 +257,8 @@ func parseAllow(s string, td spiffeid.TrustDomain, targets []client.Target) (act
 			return parseAllowTCP(parts, td)
 		case t.Name == parts[0] && t.Kind == "mcp":
 			return parseAllowMCP(s, td)
+		case t.Name == parts[0] && t.Kind == "kube":
+			return parseAllowKube(parts, td)
 		}
 	}
 	if len(parts) < 2 || len(parts) > 4 {
@@ -319,6 +321,24 @@ func parseAllowMCP(s string, td spiffeid.TrustDomain) (actor.Detail, error) {
 	d := actor.MCPDetail{Locations: []spiffeid.ID{id}, Actions: strings.Split(parts[1], ",")}
 	if len(parts) == 3 {
 		d.Tools = strings.Split(parts[2], ",")
+	}
+	return d, actor.Details{d}.Validate()
+}
+
+func parseAllowKube(parts []string, td spiffeid.TrustDomain) (actor.Detail, error) {
+	if len(parts) < 2 || len(parts) > 4 {
+		return nil, errors.New("TARGET:ACTION,...[:NAMESPACE,...[:RESOURCE,...]] is expected, such as prod:get,list:shop:pods,pods/log,deployments.apps, where * stands for any namespace; commands and names go into --cap")
+	}
+	id, err := actor.TargetID(td, parts[0])
+	if err != nil {
+		return nil, err
+	}
+	d := actor.KubeDetail{Locations: []spiffeid.ID{id}, Actions: strings.Split(parts[1], ",")}
+	if len(parts) > 2 && parts[2] != "*" {
+		d.Namespaces = strings.Split(parts[2], ",")
+	}
+	if len(parts) > 3 {
+		d.Resources = strings.Split(parts[3], ",")
 	}
 	return d, actor.Details{d}.Validate()
 }

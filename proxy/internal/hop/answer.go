@@ -59,7 +59,7 @@ func (h *Hop) Refuse(w http.ResponseWriter, r *http.Request, err error) {
 		RefuseGRPC(w, status, no)
 		return
 	}
-	WriteProblem(w, status, no)
+	h.cfg.Problem(w, status, no)
 }
 
 // WriteProblem is RFC 9457.
@@ -131,7 +131,7 @@ func statusOf(no *proxy.Refusal) (status int, code string) {
 func (h *Hop) unauthenticated(w http.ResponseWriter, r *http.Request) {
 	h.cfg.Core.Count("no_credential")
 	w.Header().Set("WWW-Authenticate", "Bearer realm="+quote(h.name)+", resource_metadata="+quote("https://"+host(r)+metadataPath))
-	WriteProblem(w, http.StatusUnauthorized, &proxy.Refusal{Class: "no_credential", Reason: "a delegated credential is expected as the bearer token; agents get one from the broker, or use their run's listener"})
+	h.cfg.Problem(w, http.StatusUnauthorized, &proxy.Refusal{Class: "no_credential", Reason: "a delegated credential is expected as the bearer token; agents get one from the broker, or use their run's listener"})
 }
 
 // host is how the agent calls the proxy, where that is plain enough to be repeated.

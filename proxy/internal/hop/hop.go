@@ -18,6 +18,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/deputymesh/deputy/actor"
+	"github.com/deputymesh/deputy/proxy"
 	"github.com/deputymesh/deputy/proxy/internal/lobby"
 )
 
@@ -57,6 +58,8 @@ type Config struct {
 	// StartupTimeout is for TLS, and for the header of each request.
 	StartupTimeout time.Duration
 	MaxConnections int // of agents with a credential at once
+	// Problem writes a refusal in the target's own form; WriteProblem if it is nil.
+	Problem func(w http.ResponseWriter, status int, no *proxy.Refusal)
 
 	Logger *slog.Logger
 }
@@ -130,6 +133,9 @@ func (c *Config) defaults() {
 	}
 	if c.MaxConnections <= 0 {
 		c.MaxConnections = DefaultMaxConnections
+	}
+	if c.Problem == nil {
+		c.Problem = WriteProblem
 	}
 	if c.Logger == nil {
 		c.Logger = slog.Default()

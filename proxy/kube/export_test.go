@@ -1,0 +1,33 @@
+package kube
+
+import (
+	"net/http"
+
+	"github.com/deputymesh/deputy/actor"
+)
+
+// Parse reads a request as the engine does.
+func Parse(method, uri string) (verb, version string, o actor.KubeObject, canonical string, err error) {
+	r, err := parse(method, uri)
+	return r.verb, r.version, r.object, r.uri(), err
+}
+
+// Verbs are what a request without content is decided as.
+func Verbs(method, uri string) ([]string, actor.KubeObject, error) {
+	r, err := parse(method, uri)
+	if err != nil || r.verb == "" {
+		return nil, r.object, err
+	}
+	o := r.object
+	verbs, err := verbsOf(r, &o, content{})
+	return verbs, o, err
+}
+
+// ReadMetadata reads a body as the engine does.
+func ReadMetadata(text []byte) (name, namespace string, err error) {
+	m, err := readMetadata(text)
+	return m.name, m.namespace, err
+}
+
+// AcceptMasked rewrites what is accepted.
+func AcceptMasked(h http.Header, tables bool) { acceptMasked(h, tables) }

@@ -1,0 +1,284 @@
+package kube
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/deputymesh/deputy/audit"
+	"github.com/deputymesh/deputy/internal/mask"
+	"github.com/deputymesh/deputy/policy"
+	"github.com/deputymesh/deputy/proxy"
+	"github.com/deputymesh/deputy/proxy/internal/hop"
+)
+
+// Placeholder stands for a masked value. In data it is in base64, as values are there.
+const Placeholder = "masked by deputy"
+
+var placeholder64 = base64.StdEncoding.EncodeToString([]byte(Placeholder))
+
+// lastApplied is where kubectl apply keeps the whole object that was applied last.
+const lastApplied = "kubectl.kubernetes.io/last-applied-configuration"
+
+// plainAnnotation bounds an annotation of a masked object that is shown as it is: tools keep whole objects in some.
+const plainAnnotation = 256
+
+// masker masks the objects of one answer. It isn't safe for concurrent use.
+type masker struct {
+	secrets bool       // the objects are Secrets
+	paths   *mask.JSON // nil without masks of a policy's
+	values  int64
+	hidden  []string // the values of the object at hand, as they are and in base64
+}
+
+func newMasker(secrets bool, rules []policy.MaskRule, keyed *mask.Keyed) *masker {
+	m := &masker{secrets: secrets}
+	if len(rules) > 0 {
+		m.paths = mask.NewJSON(rules, keyed)
+	}
+	return m
+}
+
+func (m *masker) counts() []audit.MaskedCount {
+	var out []audit.MaskedCount
+	if m.values > 0 {
+		out = append(out, audit.MaskedCount{Rule: "redact", Column: "secrets", Values: m.values})
+	}
+	if m.paths != nil {
+		out = append(out, m.paths.Counts()...)
+	}
+	return out
+}
+
+// object is one object with its masks on, as JSON.
+func (m *masker) object(o map[string]any) ([]byte, error) {
+	m.hidden = nil
+	m.secret(o)
+	if meta, ok := o["metadata"].(map[string]any); ok {
+		if err := m.metadata(meta); err != nil {
+			return nil, err
+		}
+	}
+	text, err := encode(o)
+	if err != nil || m.paths == nil {
+		return text, err
+	}
+	return m.paths.Bytes(text)
+}
+
+// shown are the members of a Secret that say nothing of its values.
+var shown = []string{"kind", "apiVersion", "metadata", "type", "immutable", "data", "stringData"}
+
+// secret masks the values of a Secret, and drops what no Secret has. Of what isn't one, such as a Status, nothing has these members.
+func (m *masker) secret(o map[string]any) {
+	if !m.secrets {
+		return
+	}
+	kind, _ := o["kind"].(string)
+	for name, value := range o {
+		switch {
+		case name == "data" || name == "stringData":
+			o[name] = m.hide(value, name == "data")
+		case (kind == "" || kind == "Secret") && !contains(shown, name):
+			delete(o, name)
+		}
+	}
+}
+
+// hide keeps the keys of a map and nothing of its values.
+func (m *masker) hide(value any, isBase64 bool) any {
+	stand := Placeholder
+	if isBase64 {
+		stand = placeholder64
+	}
+	values, ok := value.(map[string]any)
+	if !ok {
+		if value == nil {
+			return nil
+		}
+		m.values++
+		return nil
+	}
+	for key, value := range values {
+		if text, ok := value.(string); ok {
+			m.remember(text, isBase64)
+		}
+		values[key] = stand
+		m.values++
+	}
+	return values
+}
+
+// minHidden is how long a value is at least that is looked for elsewhere in its object.
+const minHidden = 4
+
+// remember lets a value be found where somebody has copied it to.
+func (m *masker) remember(text string, isBase64 bool) {
+	if isBase64 {
+		raw, err := base64.StdEncoding.DecodeString(text)
+		if err != nil {
+			return
+		}
+		m.hidden = append(m.hidden, text)
+		text = string(raw)
+	}
+	m.hidden = append(m.hidden, text, base64.StdEncoding.EncodeToString([]byte(text)))
+}
+
+// tells says whether a text holds a value that is hidden.
+func (m *masker) tells(text string) bool {
+	for _, h := range m.hidden {
+		if h = strings.TrimSpace(h); len(h) >= minHidden && strings.Contains(text, h) {
+			return true
+		}
+	}
+	return false
+}
+
+// metadata masks what tools keep of an object in its annotations, and drops managedFields, which name every member.
+func (m *masker) metadata(meta map[string]any) error {
+	delete(meta, "managedFields")
+	annotations, ok := meta["annotations"].(map[string]any)
+	if !ok {
+		delete(meta, "annotations")
+	}
+	// What was applied last tells values, too, where the object at hand has none, as in a table.
+	if text, ok := annotations[lastApplied].(string); ok {
+		known := m.hidden
+		m.hidden = nil
+		masked, err := m.inside(text)
+		if err != nil {
+			return err
+		}
+		m.hidden = append(known, m.hidden...)
+		annotations[lastApplied] = masked
+	}
+	labels, _ := meta["labels"].(map[string]any)
+	for key, value := range labels {
+		if text, ok := value.(string); !ok || m.tells(text) {
+			labels[key] = "masked"
+			m.values++
+		}
+	}
+	for key, value := range annotations {
+		text, ok := value.(string)
+		if ok && (key == lastApplied || len(text) <= plainAnnotation && !strings.ContainsAny(text, "{[") && !m.tells(text)) {
+			continue
+		}
+		annotations[key] = Placeholder
+		m.values++
+	}
+	return nil
+}
+
+// inside masks an object that stands in a text. What can't be read is masked whole.
+func (m *masker) inside(text string) (string, error) {
+	var o map[string]any
+	if _, err := readMetadata([]byte(text)); err != nil || decode([]byte(text), &o) != nil || o == nil {
+		m.values++
+		return Placeholder, nil
+	}
+	if m.secrets {
+		o["kind"] = "Secret" // whatever it says, nothing is shown that a Secret doesn't show
+	}
+	masked, err := m.object(o)
+	return string(masked), err
+}
+
+func encode(v any) ([]byte, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
+}
+
+func decode(text []byte, into any) error {
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.UseNumber()
+	return d.Decode(into)
+}
+
+// writesMasked refuses content that would put a mask in the place of what it hides, and patches that tell of hidden values or carry them where none is.
+func writesMasked(c content) error {
+	if len(c.text) == 0 {
+		return nil
+	}
+	var v any
+	if err := decode(c.text, &v); err != nil {
+		return objection("the content can't be read")
+	}
+	if holdsMask(v) {
+		return objection("the content holds a value that a mask stands for: it would put the mask in the place of the real one. Leave out what you don't change, as a patch does")
+	}
+	if c.kind != typeJSONPatch {
+		return nil
+	}
+	list, ok := v.([]any)
+	if !ok {
+		return objection("a JSON patch is a list")
+	}
+	for _, one := range list {
+		o, _ := one.(map[string]any)
+		switch op, _ := o["op"].(string); op {
+		case "add", "replace", "remove":
+		default:
+			return objection("a JSON patch of an object with masked values adds, replaces and removes; to test, copy or move would tell what they are")
+		}
+	}
+	return nil
+}
+
+// holdsMask says whether some text in a value is, or has in it, what stands for a masked one.
+func holdsMask(v any) bool {
+	switch v := v.(type) {
+	case string:
+		return v == "****" || strings.Contains(v, Placeholder) || strings.Contains(v, placeholder64)
+	case []any:
+		for _, e := range v {
+			if holdsMask(e) {
+				return true
+			}
+		}
+	case map[string]any:
+		for _, e := range v {
+			if holdsMask(e) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// asksAboutMasked refuses selectors by which somebody could guess what a policy masks.
+func asksAboutMasked(r request, masks []policy.MaskRule) error {
+	if len(masks) == 0 {
+		return nil
+	}
+	for _, term := range strings.Split(r.query.Get("fieldSelector"), ",") {
+		if term != "" && !strings.HasPrefix(term, "metadata.name") && !strings.HasPrefix(term, "metadata.namespace") {
+			return objection("the policy masks members of these objects, so they can be selected by metadata.name and metadata.namespace alone")
+		}
+	}
+	if r.query.Get("labelSelector") == "" {
+		return nil
+	}
+	for _, m := range masks {
+		if steps := m.Steps(); len(steps) == 0 || steps[0].Deep || steps[0].Any || strings.EqualFold(steps[0].Name, "metadata") {
+			return objection("the policy masks what may stand in labels, so these objects can't be selected by them")
+		}
+	}
+	return nil
+}
+
+func objection(format string, args ...any) error {
+	return &proxy.Objection{Class: hop.ClassUnsupported, Reason: fmt.Sprintf(format, args...)}
+}
+
+// errWithheld is an answer that no mask can be put on.
+var errWithheld = errors.New("the answer is withheld: values in it are masked, and it isn't JSON that a mask can be put on")

@@ -1,0 +1,403 @@
+package kube
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/deputymesh/deputy/actor"
+	"github.com/deputymesh/deputy/policy"
+	"github.com/deputymesh/deputy/proxy"
+	"github.com/deputymesh/deputy/proxy/internal/hop"
+)
+
+// writeTime is how long an agent may take to take a piece of an answer.
+const writeTime = time.Minute
+
+// exchange is one request on its way.
+type exchange struct {
+	e       *Engine
+	w       http.ResponseWriter
+	core    Session
+	account *hop.Account
+	user    string // in the cluster
+	groups  []string
+	request request
+	content content
+	cmd     command
+	pass    hop.Pass
+	masks   *masker // nil without
+
+	release func() // of its place for a large body
+	status  int    // of the cluster's answer
+	bytes   int64  // to the agent
+	begun   bool   // the answer's head has left
+	whole   bool   // the answer went through to its end
+}
+
+// ServeHTTP takes one request from its credential to its outcome.
+func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	// 1. Who asks.
+	core, account, ok := e.hop.Admit(w, r)
+	if !ok {
+		return
+	}
+	x := &exchange{e: e, w: w, core: core, account: account, release: func() {}}
+	defer func() { x.release() }()
+
+	// 2. What is asked.
+	if err := x.read(r); err != nil {
+		x.refuse(r, err)
+		return
+	}
+
+	// 3. Whether it may be. The decision is durable when Authorize returns: no request is known to be without effect.
+	x.revealed()
+	pass, err := core.Authorize(r.Context(), x.cmd.Command)
+	if err != nil {
+		e.hop.Refuse(w, r, err)
+		return
+	}
+	x.pass = pass
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	stop := context.AfterFunc(core.Context(), cancel)
+	defer stop()
+	if err := pass.Use(); err != nil {
+		x.complete(ctx, "not_sent")
+		e.hop.Refuse(w, r, err)
+		return
+	}
+
+	// 4. The effect, and its outcome: "cut" unless the answer went through to its end.
+	status := "cut"
+	defer func() { x.complete(ctx, status) }()
+	w.Header().Set("Deputy-Record", pass.RecordID().String())
+	if rules := pass.Obligations().Masks; x.cmd.masked || len(rules) > 0 {
+		x.masks = newMasker(x.cmd.masked, rules, e.keyed)
+	}
+	err = x.relay(ctx, r)
+	switch {
+	case core.Context().Err() != nil:
+	case err != nil || x.status >= 400:
+		status = "error"
+	case x.whole:
+		status = "ok"
+	}
+	if err != nil {
+		x.unanswered(r, err)
+	}
+}
+
+// read reads a request: its target, its content, and what it is decided as.
+func (x *exchange) read(r *http.Request) error {
+	x.cmd = command{Command: proxy.Command{Kind: "request", Account: x.account.Name}}
+	var err error
+	if x.user, x.groups, err = x.e.cfg.Identities.of(x.core.Chain().User, x.core.Roles()); err != nil {
+		return &fault{http.StatusForbidden, proxy.ClassPolicy, err.Error()}
+	}
+	if r.URL.Scheme != "" || r.URL.Opaque != "" {
+		return malformed("the request names more than a path of this cluster")
+	}
+	if x.request, err = parse(r.Method, r.RequestURI); err != nil {
+		return malformed("%v", err)
+	}
+	x.cmd.Scrubbed = r.Method + " " + x.request.path
+	for name := range r.Header {
+		if strings.HasPrefix(name, "Impersonate-") {
+			return unsupported("nobody acts as somebody else here: the proxy says to the cluster who asks")
+		}
+	}
+	if actor.KubeVerbFor(x.request.object) != "proxy" {
+		if x.content, err = readContent(x.w, r, x.takeLarge); err != nil {
+			return err
+		}
+	}
+	x.cmd, err = x.e.command(x.request, x.content, r.Header, x.account.Name)
+	if err == nil && x.cmd.upgrade {
+		err = unsupported("exec, attach and portforward aren't there yet")
+	}
+	return err
+}
+
+// takeLarge takes a place for a large body, if there is one.
+func (x *exchange) takeLarge() bool {
+	select {
+	case x.e.large <- struct{}{}:
+		x.release = sync.OnceFunc(func() { <-x.e.large })
+		return true
+	default:
+		return false
+	}
+}
+
+// revealed asks for the values of Secrets, too, where a policy shows them to this chain.
+func (x *exchange) revealed() {
+	o := x.request.object
+	if !x.cmd.masked || o.Group != "" || o.Subresource != "" || len(x.cmd.Ops) == 0 {
+		return
+	}
+	shown := x.cmd.Command
+	shown.Ops = append(slices.Clone(x.cmd.Ops), x.e.op("reveal", x.cmd.Ops[0].Resource.Kube))
+	shown.Check = nil
+	if x.core.Would(shown) {
+		r, c := x.request, x.content
+		shown.Check = func(ob policy.Obligations) error { return carriedOut(ob, r, o, c, false) }
+		x.cmd.Command, x.cmd.masked = shown, false
+	}
+}
+
+// refuse records why a request isn't even decided, and says so.
+func (x *exchange) refuse(r *http.Request, err error) {
+	f := &fault{}
+	if !errors.As(err, &f) {
+		f = &fault{http.StatusForbidden, hop.ClassUnsupported, err.Error()}
+	}
+	x.cmd.Scrubbed = hop.Clip(hop.Printable(x.cmd.Scrubbed), 2048)
+	if x.cmd.Scrubbed == "" {
+		x.cmd.Scrubbed = hop.Clip(hop.Printable(r.Method), 32)
+	}
+	no := x.core.Refuse(r.Context(), x.cmd.Command, proxy.Objection{Class: f.class, Reason: f.reason})
+	x.w.Header().Set("Deputy-Record", no.RecordID.String())
+	if f.status == http.StatusTooManyRequests {
+		x.w.Header().Set("Retry-After", "1")
+	}
+	writeStatus(x.w, f.status, no)
+}
+
+// fromAgent are the headers that an agent says to an API server.
+var fromAgent = []string{"Accept", "Accept-Encoding", "Content-Type", "User-Agent", "If-None-Match", "Kubectl-Command", "Kubectl-Session"}
+
+// relay sends the request on and passes the answer back.
+func (x *exchange) relay(ctx context.Context, r *http.Request) error {
+	q, err := x.outgoing(ctx, r)
+	if err != nil {
+		return err
+	}
+	x.pass.Forwarded(int64(len(x.content.text)))
+	a, err := x.account.RoundTrip(q)
+	if err != nil {
+		return err
+	}
+	defer a.Body.Close()
+	x.status = a.StatusCode
+	switch {
+	case a.StatusCode == http.StatusUnauthorized || a.StatusCode == http.StatusProxyAuthRequired:
+		return errSignIn
+	case a.StatusCode < 200:
+		return errors.New("the cluster left HTTP though nobody asked it to")
+	case x.masks != nil:
+		return x.masked(ctx, r, a)
+	}
+	x.head(a)
+	x.flush() // a watch may say nothing for long
+	return x.stream(a.Body)
+}
+
+// outgoing is the request that the cluster gets: the canonical form, the account's credential, and who asks.
+func (x *exchange) outgoing(ctx context.Context, r *http.Request) (*http.Request, error) {
+	up := x.e.cfg.Upstream.URL
+	u := url.URL{Scheme: up.Scheme, Host: up.Host, Path: x.request.path, RawQuery: x.request.query.Encode()}
+	var body io.Reader
+	proxied := actor.KubeVerbFor(x.request.object) == "proxy"
+	switch {
+	case proxied:
+		body = r.Body
+	case len(x.content.text) > 0:
+		body = bytes.NewReader(x.content.text)
+	}
+	q, err := http.NewRequestWithContext(ctx, x.request.method, u.String(), body)
+	if err != nil {
+		return nil, err
+	}
+	if proxied {
+		q.ContentLength = r.ContentLength
+		q.Header = r.Header.Clone()
+		x.e.hop.Clean(q.Header, x.account)
+		for _, name := range []string{"Connection", "Keep-Alive", "Te", "Trailer", "Transfer-Encoding", "Upgrade"} {
+			q.Header.Del(name)
+		}
+	} else {
+		for _, name := range fromAgent {
+			if values := r.Header.Values(name); len(values) > 0 {
+				q.Header[name] = slices.Clone(values)
+			}
+		}
+		if len(x.content.text) > 0 {
+			q.Header.Set("Content-Type", x.content.kind)
+		}
+	}
+	if q.Header.Get("User-Agent") == "" {
+		q.Header.Set("User-Agent", "deputy")
+	}
+	if x.masks != nil {
+		acceptMasked(q.Header, x.masks.paths == nil)
+	}
+	return q, impersonate(q.Header, x.user, x.groups, x.core.Chain(), x.pass.RecordID())
+}
+
+// ofHop are headers between two ends of a connection.
+var ofHop = []string{"Connection", "Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade"}
+
+// head passes the head of an answer on.
+func (x *exchange) head(a *http.Response) {
+	x.e.hop.CleanAnswer(a.Header)
+	h := x.w.Header()
+	for name, values := range a.Header {
+		if !contains(ofHop, name) {
+			h[name] = values
+		}
+	}
+	x.begun = true
+	x.w.WriteHeader(a.StatusCode)
+}
+
+// Write passes a piece of an answer on.
+func (x *exchange) Write(b []byte) (int, error) {
+	_ = http.NewResponseController(x.w).SetWriteDeadline(time.Now().Add(writeTime)) // what can't set one isn't http.Server's
+	n, err := x.w.Write(b)
+	x.bytes += int64(n)
+	return n, err
+}
+
+func (x *exchange) flush() { _ = http.NewResponseController(x.w).Flush() }
+
+// stream passes a body on as it comes: a watch and a log that is followed say something now and then.
+func (x *exchange) stream(from io.Reader) error {
+	buffer := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(buffer)
+		if n > 0 {
+			if _, err := x.Write(buffer[:n]); err != nil {
+				return err
+			}
+			x.flush()
+		}
+		if errors.Is(err, io.EOF) {
+			x.whole = true
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// masked passes an answer on with its masks.
+func (x *exchange) masked(ctx context.Context, r *http.Request, a *http.Response) error {
+	for _, name := range []string{"Etag", "Last-Modified", "Content-Length", "Accept-Ranges"} {
+		a.Header.Del(name)
+	}
+	if r.Method == http.MethodHead || a.StatusCode == http.StatusNoContent || a.StatusCode == http.StatusNotModified || a.ContentLength == 0 {
+		x.head(a)
+		x.whole = true
+		return nil
+	}
+	if !isJSON(a.Header) || a.StatusCode == http.StatusPartialContent {
+		return errWithheld
+	}
+	if x.cmd.verb == "watch" && a.StatusCode == http.StatusOK {
+		return x.maskedWatch(a)
+	}
+	// The head leaves with the first piece, so that an answer that can't be masked is a refusal.
+	to := bufio.NewWriterSize(&lateHead{x, a}, 32<<10)
+	if err := x.masks.copy(to, a.Body); err != nil {
+		return err
+	}
+	// The end of the answer waits for the record of what was masked in it.
+	x.whole = true
+	status := "ok"
+	if a.StatusCode >= 400 {
+		status = "error"
+	}
+	if err := x.complete(ctx, status); err != nil {
+		return err
+	}
+	return to.Flush()
+}
+
+// lateHead sends the head of an answer before its first piece.
+type lateHead struct {
+	x *exchange
+	a *http.Response
+}
+
+func (l *lateHead) Write(b []byte) (int, error) {
+	if !l.x.begun {
+		l.x.head(l.a)
+	}
+	return l.x.Write(b)
+}
+
+// maskedWatch passes the events of a watch on, one by one.
+func (x *exchange) maskedWatch(a *http.Response) error {
+	x.head(a)
+	x.flush()
+	r := newReader(a.Body)
+	for {
+		line, err := x.masks.frame(r)
+		if errors.Is(err, io.EOF) {
+			x.whole = true
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := x.Write(line); err != nil {
+			return err
+		}
+		x.flush()
+	}
+}
+
+func (x *exchange) complete(ctx context.Context, status string) error {
+	o := proxy.Outcome{Status: status, Bytes: x.bytes}
+	if x.masks != nil {
+		o.Masked = x.masks.counts()
+	}
+	if x.status != 0 {
+		o.Code = strconv.Itoa(x.status)
+		o.Command = "HTTP " + o.Code
+	}
+	err := x.pass.Completed(context.WithoutCancel(ctx), o)
+	if err != nil {
+		x.e.cfg.Logger.ErrorContext(ctx, "an outcome couldn't be recorded", "error", err)
+	}
+	return err
+}
+
+// errSignIn is an answer that is about the proxy's own credential.
+var errSignIn = errors.New("the cluster didn't accept the proxy's credential")
+
+// unanswered tells the agent that there is no answer, where it hasn't got a part of one; otherwise it cuts it off.
+func (x *exchange) unanswered(r *http.Request, err error) {
+	if x.begun {
+		panic(http.ErrAbortHandler)
+	}
+	if x.core.Context().Err() != nil {
+		x.e.hop.Refuse(x.w, r, &proxy.Refusal{Class: proxy.ClassRevoked, Reason: context.Cause(x.core.Context()).Error(), Ended: true, RecordID: x.pass.RecordID()})
+		return
+	}
+	if r.Context().Err() == nil {
+		x.e.cfg.Logger.ErrorContext(r.Context(), "the cluster gave no answer", "target", x.e.hop.Name(), "account", x.account.Name, "error", err)
+	}
+	reason := "the cluster can't be reached, or broke off; if it stays so, tell the operator of this proxy"
+	switch {
+	case errors.Is(err, errWithheld):
+		reason = err.Error()
+	case errors.Is(err, errSignIn):
+		reason = "the cluster didn't accept the proxy's own credential; tell the operator of this proxy"
+	case x.masks != nil && x.status != 0:
+		reason = "the cluster's answer can't be read, so nothing of it is shown: values in it are masked"
+	}
+	writeStatus(x.w, http.StatusBadGateway, &proxy.Refusal{Class: "target", Reason: reason, RecordID: x.pass.RecordID()})
+}
