@@ -54,6 +54,7 @@ func (c *Cluster) startServer(k keys, etcd string) {
 		"--kubelet-client-certificate="+k.toNode.cert, "--kubelet-client-key="+k.toNode.key,
 		"--audit-log-path="+c.auditLog, "--audit-policy-file="+c.write("audit-policy.yaml", auditPolicy))
 	c.URL, c.CAFile = "https://"+address, k.serverCA
+	c.AdminCertFile, c.AdminKeyFile = k.admin.cert, k.admin.key
 	c.ProxyCertFile, c.ProxyKeyFile = k.proxy.cert, k.proxy.key
 	c.ProxyTokenFile = c.write("proxy.token", ProxyToken+"\n")
 	c.AdminConfig = c.write("admin.kubeconfig", fmt.Sprintf(kubeconfig, c.URL, c.CAFile, k.admin.cert, k.admin.key))

@@ -34,8 +34,8 @@ type Cluster struct {
 	dir string
 	// URL is the API server's, https://127.0.0.1:port; CAFile has the authority of its certificate.
 	URL, CAFile string
-	// AdminConfig is a kubeconfig of an administrator.
-	AdminConfig string
+	// AdminConfig is a kubeconfig of an administrator, AdminCertFile and AdminKeyFile what it shows.
+	AdminConfig, AdminCertFile, AdminKeyFile string
 	// ProxyCertFile, ProxyKeyFile and ProxyTokenFile are the proxy's account, by certificate or by token; ProxyConfig is a kubeconfig of it.
 	ProxyCertFile, ProxyKeyFile, ProxyTokenFile, ProxyConfig string
 
