@@ -206,6 +206,12 @@ func (r *request) readQuery() error {
 			return errors.New("watch is true or false")
 		}
 	}
+	// With one that can't be read the API server forgets the selector.
+	for _, key := range []string{"timeoutSeconds", "limit"} {
+		if v := r.query.Get(key); v != "" && strings.Trim(v, "0123456789") != "" {
+			return fmt.Errorf("%s is a number", key)
+		}
+	}
 	switch {
 	case r.verb == "watch":
 		return nil // the old form; a selector narrows it all the same
@@ -232,12 +238,16 @@ func selectedName(selector string) string {
 	if strings.ContainsRune(selector, '\\') {
 		return ""
 	}
+	name := ""
 	for _, term := range strings.Split(selector, ",") {
 		rest, ok := strings.CutPrefix(term, "metadata.name=")
 		rest = strings.TrimPrefix(rest, "=")
-		if ok && actor.CheckKubeName(rest) == nil && !strings.ContainsAny(rest, "=!") {
-			return rest
+		if ok && (name != "" || actor.CheckKubeName(rest) != nil || strings.ContainsAny(rest, "=!")) {
+			return ""
+		}
+		if ok {
+			name = rest
 		}
 	}
-	return ""
+	return name
 }
