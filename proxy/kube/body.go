@@ -2,6 +2,7 @@ package kube
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -44,6 +45,14 @@ type content struct {
 	kind string // its media type; "" without any
 	text []byte
 	meta metadata
+}
+
+// record is the content as a record may keep it.
+func (c content) record() string {
+	if c.kind == typeProtobuf {
+		return base64.StdEncoding.EncodeToString(c.text)
+	}
+	return string(c.text)
 }
 
 // metadata is what a body says about which object it is. Members are compared as the API server does: by every letter.
@@ -92,13 +101,18 @@ func readContent(w http.ResponseWriter, r *http.Request, large func() bool) (con
 	switch {
 	case r.Method == http.MethodPatch && !contains(patchTypes, kind):
 		return unsupported("a patch of the type %q can't be read here; JSON is (%s)", short(kind), strings.Join(patchTypes, ", "))
-	case r.Method != http.MethodPatch && kind != "" && kind != typeJSON:
+	case r.Method != http.MethodPatch && kind != "" && kind != typeJSON && kind != typeProtobuf:
 		return unsupported("content of the type %q can't be read here; send it as %s", short(kind), typeJSON)
 	}
 	if c.kind == "" {
 		c.kind = typeJSON
 	}
-	if c.meta, err = readMetadata(text); err != nil {
+	if c.kind == typeProtobuf {
+		c.meta, err = readProtobuf(text, r.Method == http.MethodDelete)
+	} else {
+		c.meta, err = readMetadata(text)
+	}
+	if err != nil {
 		return content{}, malformed("the content can't be read in one way: %v", err)
 	}
 	return c, nil

@@ -58,7 +58,7 @@ func (e *Engine) command(r request, c content, header http.Header, account strin
 	if len(c.text) > 0 {
 		// What is written to a Secret is nobody's to read in a record.
 		if !out.masked {
-			out.Text += "\n" + string(c.text)
+			out.Text += "\n" + c.record()
 		}
 		out.Scrubbed += " " + c.kind
 	}

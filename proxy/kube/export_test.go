@@ -31,3 +31,9 @@ func ReadMetadata(text []byte) (name, namespace string, err error) {
 
 // AcceptMasked rewrites what is accepted.
 func AcceptMasked(h http.Header, tables bool) { acceptMasked(h, tables) }
+
+// ReadProtobuf reads a body in protobuf as the engine does.
+func ReadProtobuf(text []byte, options bool) (string, error) {
+	m, err := readProtobuf(text, options)
+	return m.name + " " + m.generateName + " " + m.namespace + " " + m.resourceVersion, err
+}

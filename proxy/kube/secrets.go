@@ -209,12 +209,19 @@ func writesMasked(c content) error {
 	if len(c.text) == 0 {
 		return nil
 	}
+	const back = "the content holds a value that a mask stands for: it would put the mask in the place of the real one. Leave out what you don't change, as a patch does"
+	if c.kind == typeProtobuf {
+		if bytes.Contains(c.text, []byte(Placeholder)) || bytes.Contains(c.text, []byte(placeholder64)) {
+			return objection(back)
+		}
+		return nil
+	}
 	var v any
 	if err := decode(c.text, &v); err != nil {
 		return objection("the content can't be read")
 	}
 	if holdsMask(v) {
-		return objection("the content holds a value that a mask stands for: it would put the mask in the place of the real one. Leave out what you don't change, as a patch does")
+		return objection(back)
 	}
 	if c.kind != typeJSONPatch {
 		return nil

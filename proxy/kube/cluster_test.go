@@ -1,0 +1,296 @@
+package kube_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/deputymesh/deputy/internal/testca"
+	"github.com/deputymesh/deputy/internal/testkube"
+	"github.com/deputymesh/deputy/proxy"
+	"github.com/deputymesh/deputy/proxy/internal/hop/hoptest"
+	"github.com/deputymesh/deputy/proxy/kube"
+)
+
+// realRig is the engine in front of a real API server, and kubectl as an agent runs it.
+type realRig struct {
+	*hoptest.Ledger
+	t       *testing.T
+	cluster *testkube.Cluster
+	config  string // kubeconfig
+	home    string
+}
+
+// rights are those of the agent's user in the cluster; what the engine lets through is the test's own.
+const rights = `
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: shop}
+rules:
+- {apiGroups: ["*"], resources: ["*"], verbs: ["*"]}
+- {nonResourceURLs: ["*"], verbs: ["get"]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: shop}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: shop}
+subjects: [{apiGroup: rbac.authorization.k8s.io, kind: Group, name: shop}]
+`
+
+func newRealRig(t *testing.T) *realRig {
+	t.Helper()
+	c := testkube.Start(t, kube.Extras()...)
+	c.Apply(rights)
+	c.Namespace("shop")
+	c.Namespace("other")
+	r := &realRig{t: t, Ledger: hoptest.NewLedger(), cluster: c, home: t.TempDir()}
+	ca := testca.New(t, "test.example")
+	server := ca.SVID(ca.ID("/deputy/proxy/main"), testca.Hosts("localhost"))
+	authority, err := os.ReadFile(c.CAFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(authority)
+	u, err := url.Parse(c.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := kube.New(kube.Config{
+		Core: r.Ledger, Target: spiffeid.RequireFromString(hoptest.Target), Mesh: "https://broker.test", SVID: server, TLS: proxy.ServerTLS(server, ca.Bundle(), ca.TrustDomain()),
+		Upstream: kube.Upstream{URL: u, RootCAs: roots}, Accounts: []kube.Account{{Name: "deputy", Bearer: testkube.ProxyToken}},
+		Identities: kube.Identities{Groups: map[string][]string{"analyst": {"shop"}}}, Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	address, _ := hoptest.Serve(t, e)
+	pair := hoptest.AgentTLS(ca, hoptest.Agent).Certificates[0]
+	key, err := x509.MarshalPKCS8PrivateKey(pair.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var chain []byte
+	for _, der := range pair.Certificate {
+		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+	}
+	r.file("ca.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Certificate().Raw})))
+	r.file("agent.pem", string(chain))
+	r.file("agent.key", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})))
+	r.config = r.file("config", fmt.Sprintf(`{"apiVersion":"v1","kind":"Config","current-context":"prod",
+		"clusters":[{"name":"prod","cluster":{"server":"https://%s","certificate-authority":"ca.pem","tls-server-name":"localhost"}}],
+		"users":[{"name":"agent","user":{"client-certificate":"agent.pem","client-key":"agent.key","token":%q}}],
+		"contexts":[{"name":"prod","context":{"cluster":"prod","user":"agent","namespace":"shop"}}]}`, address, hoptest.Credential))
+	r.Set(func() { r.Allow = r.allow })
+	return r
+}
+
+// allow lets everything through in the namespace shop but what needs a policy that names it, reading of kinds without a namespace, and reviews of oneself.
+func (r *realRig) allow(cmd proxy.Command) bool {
+	return len(cmd.Ops) > 0 && !slices.ContainsFunc(cmd.Ops, func(op proxy.Op) bool {
+		verb := strings.TrimPrefix(op.Action.Name(), "kube:")
+		o := op.Resource.Kube
+		switch {
+		case verb == "discover" || verb == "nonresource":
+			return false
+		case slices.Contains([]string{"proxy", "token", "approve", "escalate", "bind", "reveal"}, verb):
+			return true
+		case o.Namespace == "shop" || strings.HasPrefix(o.Resource, "self"):
+			return false
+		}
+		return o.Namespace != "" || op.Write
+	})
+}
+
+func (r *realRig) file(name, text string) string {
+	path := filepath.Join(r.home, name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		r.t.Fatal(err)
+	}
+	return path
+}
+
+func (r *realRig) kubectl(ctx context.Context, input string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, testkube.Kubectl(r.t), args...)
+	cmd.Dir, cmd.Stdin = r.home, strings.NewReader(input)
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + r.home, "KUBECONFIG=" + r.config, "EDITOR=sed -i s/blue/green/"}
+	return cmd
+}
+
+// run gives what kubectl prints, and its exit code.
+func (r *realRig) run(t *testing.T, input string, args ...string) (string, int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := r.kubectl(ctx, input, args...)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if exit := (*exec.ExitError)(nil); cmd.Run() != nil && !errors.As(cmd.Err, &exit) && cmd.ProcessState == nil {
+		t.Fatalf("kubectl %v: %v", args, cmd.Err)
+	}
+	return out.String(), cmd.ProcessState.ExitCode()
+}
+
+const (
+	configMap  = `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"c"},"data":{"color":"blue"}}`
+	deployment = `{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"web"},"spec":{"replicas":1,"selector":{"matchLabels":{"app":"web"}},"template":{"metadata":{"labels":{"app":"web"}},"spec":{"containers":[{"name":"main","image":"none"}]}}}}`
+	secret     = `{"apiVersion":"v1","kind":"Secret","metadata":{"name":"db"},"stringData":{"password":"` + value + `"}}`
+)
+
+// TestKubectl is the table of docs/targets/kubernetes.md: each operation of kubectl through the engine to a real API server, in this order.
+func TestKubectl(t *testing.T) {
+	r := newRealRig(t)
+	r.cluster.Pod("shop", "pod", "sh", "-c", "echo first; echo second; exec sleep 1000")
+	never := []string{value, value64} // in nothing that is printed
+	for _, c := range []struct {
+		name, args, input string
+		code              int
+		says              string
+	}{
+		{"api-resources", "api-resources", "", 0, "deployments"},
+		{"api-versions", "api-versions", "", 0, "apps/v1"},
+		{"version", "version", "", 0, "Server Version"},
+		{"explain", "explain pods.spec", "", 0, "PodSpec"},
+		{"auth whoami", "auth whoami", "", 0, "https://idp.test#ada"},
+		{"auth can-i", "auth can-i get pods", "", 0, "yes"},
+		{"get --raw", "get --raw /readyz", "", 0, "ok"},
+		{"create -f", "create -f -", configMap, 0, "configmap/c created"},
+		{"get", "get configmaps", "", 0, "c "},
+		{"get -o yaml", "get configmap c -o yaml", "", 0, "color: blue"},
+		{"get by selector", "get configmaps --field-selector=metadata.name=c", "", 0, "c "},
+		{"get of all namespaces", "get pods -A", "", 0, "pod "},
+		{"get with chunks", "get configmaps --chunk-size=1", "", 0, "c "},
+		{"apply", "apply -f -", strings.Replace(configMap, "blue", "red", 1), 0, "configmap/c configured"},
+		{"apply again", "apply -f -", strings.Replace(configMap, "blue", "red", 1), 0, "configmap/c unchanged"},
+		{"apply --server-side", "apply --server-side --force-conflicts -f -", configMap, 0, "configmap/c serverside-applied"},
+		{"apply --dry-run=server", "apply --dry-run=server -f -", strings.Replace(configMap, "blue", "pink", 1), 0, "server dry run"},
+		{"diff", "diff -f -", strings.Replace(configMap, "blue", "pink", 1), 1, "pink"},
+		{"patch, strategic", `patch configmap c -p {"data":{"a":"b"}}`, "", 0, "patched"},
+		{"patch, merge", `patch configmap c --type=merge -p {"data":{"a":"c"}}`, "", 0, "patched"},
+		{"patch, JSON", `patch configmap c --type=json -p [{"op":"test","path":"/data/a","value":"c"},{"op":"remove","path":"/data/a"}]`, "", 0, "patched"},
+		{"edit", "edit configmap c", "", 0, "edited"},
+		{"edited", "get configmap c -o jsonpath={.data.color}", "", 0, "green"},
+		{"label", "label configmap c a=b", "", 0, "labeled"},
+		{"annotate", "annotate configmap c a=b", "", 0, "annotated"},
+		{"replace", "replace -f -", configMap, 0, "replaced"},
+		{"create deployment", "apply -f -", deployment, 0, "deployment.apps/web created"},
+		{"scale", "scale deployment web --replicas=3", "", 0, "scaled"},
+		{"set image", "set image deployment/web main=other", "", 0, "image updated"},
+		{"rollout restart", "rollout restart deployment/web", "", 0, "restarted"},
+		{"rollout history", "rollout history deployment/web", "", 0, "deployment.apps/web"},
+		{"describe deployment", "describe deployment web", "", 0, "Replicas:"},
+		{"describe pod", "describe pod pod", "", 0, "Node:"},
+		{"logs", "logs pod", "", 0, "second"},
+		{"logs of a container", "logs pod -c main --tail=1", "", 0, "second"},
+		{"wait", "wait --for=jsonpath={.metadata.name}=pod pod/pod --timeout=20s", "", 0, "condition met"},
+		{"create a secret", "create secret generic made --from-literal=password=" + value, "", 0, "created"},
+		{"apply a secret", "apply -f -", secret, 0, "secret/db created"},
+		{"apply a secret again", "apply -f -", secret, 0, "secret/db"},
+		{"apply a secret server-side", "apply --server-side --force-conflicts -f -", secret, 0, "serverside-applied"},
+		{"get secrets", "get secrets", "", 0, "Opaque   1"},
+		{"get a secret", "get secret db -o yaml", "", 0, "password: bWFza2VkIGJ5IGRlcHV0eQ=="},
+		{"get secrets, JSON", "get secrets -o json --show-managed-fields", "", 0, "bWFza2VkIGJ5IGRlcHV0eQ=="},
+		{"get secrets, columns", "get secrets -o custom-columns=V:.data.password", "", 0, "bWFza2VkIGJ5IGRlcHV0eQ=="},
+		{"get secrets, raw", "get --raw /api/v1/namespaces/shop/secrets", "", 0, "SecretList"},
+		{"describe a secret", "describe secret db", "", 0, "password:  16 bytes"},
+		{"patch a secret", `patch secret db -p {"stringData":{"other":"x"}} -o yaml`, "", 0, "other: bWFza2VkIGJ5IGRlcHV0eQ=="},
+		{"label a secret", "label secret db a=b", "", 0, "labeled"},
+		{"test a secret's value", `patch secret db --type=json -p [{"op":"test","path":"/data/password","value":"` + value64 + `"}]`, "", 1, "would tell what they are"},
+		{"delete a secret", "delete secret made", "", 0, "deleted"},
+		{"delete", "delete configmap c", "", 0, "deleted"},
+		{"delete --all", "delete configmaps --all", "", 0, ""},
+		{"delete all at once", "delete --raw /api/v1/namespaces/shop/configmaps", "", 0, ""},
+		{"top", "top pods", "", 1, "Metrics API not available"},
+		{"a namespace without rights", "get pods -n other", "", 1, "Forbidden"},
+		{"a write without rights", "create namespace evil", "", 1, "no policy permits it (record: rec-refused)"},
+		{"proxy", "get --raw /api/v1/namespaces/shop/services/web/proxy/", "", 1, "record: rec-refused"},
+		{"token", "create token default", "", 1, "record: rec-refused"},
+		{"role", "create role r --verb=get --resource=pods", "", 1, "record: rec-refused"},
+		{"binding", "create rolebinding b --role=r --user=x", "", 1, "record: rec-refused"},
+		{"certificate", "certificate approve x", "", 1, ""},
+		{"--as", "get pods --as=system:admin", "", 1, "nobody acts as somebody else here"},
+		{"YAML over the wire", "replace --raw /api/v1/namespaces/shop/configmaps/c -f -", "a: b\n", 1, ""},
+	} {
+		t.Run(strings.ReplaceAll(c.name, " ", "_"), func(t *testing.T) {
+			out, code := r.run(t, c.input, strings.Fields(c.args)...)
+			if code != c.code || !strings.Contains(out, c.says) {
+				t.Errorf("exit code %d, want %d and %q:\n%s", code, c.code, c.says, out)
+			}
+			for _, n := range never {
+				if strings.Contains(out, n) && !strings.Contains(c.args, n) {
+					t.Errorf("it prints a value:\n%s", out)
+				}
+			}
+		})
+	}
+	t.Run("masks_written_back", func(t *testing.T) {
+		masked, _ := r.run(t, "", "get", "secret", "db", "-o", "json")
+		if out, code := r.run(t, masked, "replace", "-f", "-"); code == 0 || !strings.Contains(out, "put the mask in the place of the real one") {
+			t.Errorf("%d: %s", code, out)
+		}
+		if got := r.cluster.Admin("get", "secret", "-n", "shop", "db", "-o", "jsonpath={.data.password}"); got != value64 {
+			t.Errorf("the value has become %q", got)
+		}
+	})
+	t.Run("watch", func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		for kind, object := range map[string]string{"configmaps": configMap, "secrets": secret} {
+			cmd := r.kubectl(ctx, "", "get", kind, "--watch", "-o", "json")
+			out, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			r.cluster.Apply(strings.NewReplacer(`"name":"db"`, `"name":"seen","namespace":"shop"`, `"name":"c"`, `"name":"seen","namespace":"shop"`).Replace(object))
+			var got []byte
+			for !bytes.Contains(got, []byte(`"seen"`)) {
+				buffer := make([]byte, 4096)
+				n, err := out.Read(buffer)
+				if got = append(got, buffer[:n]...); err != nil {
+					t.Fatalf("%v: %s", err, got)
+				}
+			}
+			r.Last().Revoke()
+			begin := time.Now()
+			rest := new(bytes.Buffer)
+			_, _ = rest.ReadFrom(out)
+			_ = cmd.Wait()
+			if strings.Contains(string(got)+rest.String(), value) || time.Since(begin) > 10*time.Second {
+				t.Errorf("%s: %s%s", kind, got, rest)
+			}
+		}
+	})
+	t.Run("audit_log", func(t *testing.T) {
+		e := r.cluster.AwaitAudit("the scaling", func(e testkube.Event) bool { return e.ObjectRef.Subresource == "scale" && e.Impersonated != nil })
+		if e.User.Username != testkube.ProxyUser || e.Impersonated.Username != "https://idp.test#ada" || !slices.Contains(e.Impersonated.Groups, "shop") {
+			t.Errorf("%+v", e)
+		}
+		for key, want := range map[string]string{"deputy-user": "https://idp.test#ada", "deputy-actors": hoptest.Agent, "deputy-record": "rec-decided", "deputy-chain": "sha256-of-the-chain", "deputy-task": strings.Repeat("0f", 16)} {
+			if got := e.Impersonated.Extra[key]; len(got) != 1 || got[0] != want {
+				t.Errorf("%s: %v", key, got)
+			}
+		}
+		for _, e := range r.cluster.Audit() {
+			if e.Impersonated != nil && e.ObjectRef.Namespace == "other" {
+				t.Errorf("the refused reached the cluster: %+v", e)
+			}
+		}
+	})
+}
