@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"slices"
 	"strings"
@@ -353,14 +352,6 @@ func parseAllowTCP(parts []string, td spiffeid.TrustDomain) (actor.Detail, error
 	}
 	d := actor.TCPDetail{Locations: []spiffeid.ID{id}, Actions: strings.Split(parts[1], ",")}
 	return d, actor.Details{d}.Validate()
-}
-
-func runLogger(w io.Writer, verbose bool) *slog.Logger {
-	level := slog.LevelWarn
-	if verbose {
-		level = slog.LevelDebug
-	}
-	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
 }
 
 func newSupervisorCommand() *cobra.Command {

@@ -1,0 +1,187 @@
+package mcpstdio_test
+
+import (
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/modelcontextprotocol/go-sdk/mcp"
+)
+
+// A client over HTTP uses a server on standard input and output: calls, progress, questions, and a process for each session.
+func TestLocalServersAreServedOverHTTP(t *testing.T) {
+	s := newShim(t, 0)
+	connect := func() *mcp.ClientSession {
+		c := mcp.NewClient(&mcp.Implementation{Name: "agent", Version: "1"}, &mcp.ClientOptions{ElicitationHandler: accept})
+		session, err := c.Connect(t.Context(), &mcp.StreamableClientTransport{Endpoint: s.url, HTTPClient: proxyClient}, &mcp.ClientSessionOptions{ProtocolVersion: "2025-11-25"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = session.Close() })
+		return session
+	}
+	one, two := connect(), connect()
+	use(t, one)
+	if a, b := who(t, one), who(t, two); a == b {
+		t.Errorf("two sessions share the process %s", a)
+	}
+	if !strings.Contains(s.stderr.String(), "echoing hello") {
+		t.Errorf("standard error has %q", s.stderr)
+	}
+	pid := who(t, two)
+	if err := two.Close(); err != nil {
+		t.Error(err)
+	}
+	awaitGone(t, pid)
+	use(t, one)
+}
+
+// Only who has the token gets anything.
+func TestOnlyTheProxyIsServed(t *testing.T) {
+	s := newShim(t, 0)
+	id := s.begin()
+	for name, change := range map[string]func(*http.Request){
+		"no token":       func(q *http.Request) { q.Header.Del("Authorization") },
+		"another token":  func(q *http.Request) { q.Header.Set("Authorization", "Bearer "+token+"x") },
+		"an empty token": func(q *http.Request) { q.Header.Set("Authorization", "Bearer ") },
+		"a page":         func(q *http.Request) { q.Header.Set("Origin", "http://127.0.0.1") },
+		"another path":   func(q *http.Request) { q.URL.Path = "/" },
+		"no session":     func(q *http.Request) { q.Header.Set("Mcp-Session-Id", "x") },
+	} {
+		q, err := http.NewRequest(http.MethodPost, s.url, strings.NewReader(call("echo", "loot")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		q.Header.Set("Content-Type", "application/json")
+		q.Header.Set("Mcp-Session-Id", id)
+		q.Header.Set("Authorization", "Bearer "+token)
+		change(q)
+		a, err := http.DefaultClient.Do(q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = a.Body.Close()
+		if a.StatusCode < 400 {
+			t.Errorf("%s: %d", name, a.StatusCode)
+		}
+	}
+	if strings.Contains(s.stderr.String(), "loot") {
+		t.Error("the server got one")
+	}
+}
+
+// What ends a session ends the server and what it started.
+func TestServersEndWithWhatTheyStarted(t *testing.T) {
+	s := newShim(t, 1)
+	for name, end := range map[string]func(id string){
+		"the client": func(id string) {
+			if a, text := s.do(http.MethodDelete, id, ""); a.StatusCode != 204 {
+				t.Errorf("%d %s", a.StatusCode, text)
+			}
+		},
+		"the server": func(id string) {
+			if a, text := s.post(id, call("die", "")); a.StatusCode != 502 || !strings.Contains(text, "the server has ended") || !strings.Contains(text, `"id":7`) {
+				t.Errorf("%d %s", a.StatusCode, text)
+			}
+		},
+		"garbage": func(id string) {
+			if a, text := s.post(id, call("garbage", "")); a.StatusCode != 502 || !strings.Contains(text, "no message of JSON-RPC") {
+				t.Errorf("%d %s", a.StatusCode, text)
+			}
+		},
+		"a message that is too long": func(id string) {
+			if a, text := s.post(id, call("long", "")); a.StatusCode != 502 || !strings.Contains(text, "longer") {
+				t.Errorf("%d %.300s", a.StatusCode, text)
+			}
+		},
+		"the shim": func(string) { s.stop() },
+	} {
+		if name == "the shim" {
+			s = newShim(t, 1)
+		}
+		id := s.begin()
+		_, server := s.post(id, call("who", ""))
+		_, child := s.post(id, call("child", ""))
+		if a, text := s.post("", initialize); a.StatusCode != 503 {
+			t.Errorf("a session too many: %d %s", a.StatusCode, text)
+		}
+		end(id)
+		awaitGone(t, number(server))
+		awaitGone(t, number(child))
+		if name == "the shim" {
+			break
+		}
+		if a, text := s.post(id, call("echo", "")); a.StatusCode != 404 {
+			t.Errorf("%s: %d %s", name, a.StatusCode, text)
+		}
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) { // its place is free again
+			a, _ := s.post("", initialize)
+			if next := a.Header.Get("Mcp-Session-Id"); a.StatusCode == 200 {
+				s.do(http.MethodDelete, next, "")
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: %d", name, a.StatusCode)
+			}
+		}
+		for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+			if a, _ := s.post("", initialize); a.StatusCode == 200 {
+				s.do(http.MethodDelete, a.Header.Get("Mcp-Session-Id"), "")
+				break
+			}
+		}
+		s.stop()
+		s = newShim(t, 1)
+	}
+}
+
+// The protocol without sessions is refused in its own words, with the versions that there are; other bytes are refused, too.
+func TestWhatHasNoSessionIsRefused(t *testing.T) {
+	s := newShim(t, 0)
+	modern := `{"jsonrpc":"2.0","id":1,"method":"server/discover","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}}}`
+	if a, text := s.post("", modern); a.StatusCode != 400 || !strings.Contains(text, "-32022") || !strings.Contains(text, `"2025-11-25"`) {
+		t.Errorf("%d %s", a.StatusCode, text)
+	}
+	for _, body := range []string{"", "x", "[]", `["a"]`, strings.Repeat(" ", 5<<20)} {
+		if a, text := s.post("", body); a.StatusCode != 400 {
+			t.Errorf("%.20q: %d %s", body, a.StatusCode, text)
+		}
+	}
+	if a, _ := s.do(http.MethodPut, "", ""); a.StatusCode != 405 {
+		t.Errorf("PUT: %d", a.StatusCode)
+	}
+	if a, text := newShim(t, 0, "/nonexistent/server").post("", initialize); a.StatusCode != 503 || !strings.Contains(text, "starting the server") {
+		t.Errorf("%d %s", a.StatusCode, text)
+	}
+}
+
+// number finds a process's number in a tool's answer.
+func number(answer string) string {
+	_, after, _ := strings.Cut(answer, `"text":"`)
+	n, _, _ := strings.Cut(after, `"`)
+	return n
+}
+
+// awaitGone waits until a process runs no more.
+func awaitGone(t *testing.T, number string) {
+	t.Helper()
+	pid, err := strconv.Atoi(number)
+	if err != nil || pid < 2 {
+		t.Fatalf("no process: %q", number)
+	}
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if syscall.Kill(pid, 0) != nil {
+			return
+		}
+		if raw, err := os.ReadFile("/proc/" + number + "/stat"); err == nil && strings.Contains(string(raw), ") Z ") {
+			return // nobody waits for it here
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the process %d still runs", pid)
+		}
+	}
+}
