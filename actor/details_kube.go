@@ -35,6 +35,8 @@ type KubeObject struct {
 	Container string `json:"container,omitempty"`
 	// Command is what exec runs, see JoinKubeCommand.
 	Command string `json:"command,omitempty"`
+	// Port is that of one forwarded connection. Capabilities don't bound it; policies may.
+	Port uint16 `json:"port,omitempty"`
 }
 
 // kubeAbout are the objects that a verb of its own may be about; the other verbs are about any.

@@ -49,6 +49,9 @@ func (a KubeAction) Check() error {
 	if (a.Verb == "exec") != (o.Command != "") {
 		return errors.New("exec has a command, and nothing else has")
 	}
+	if o.Port != 0 && a.Verb != "portforward" {
+		return errors.New("only a forwarded connection has a port")
+	}
 	return o.Check()
 }
 

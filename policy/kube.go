@@ -109,7 +109,7 @@ func (r Resource) kubeEntities(into types.EntityMap) {
 		Attributes: types.NewRecord(types.RecordMap{
 			"target": types.String(r.Target), "group": types.String(o.Group), "resource": types.String(o.Resource), "subresource": types.String(o.Subresource),
 			"namespace": types.String(o.Namespace), "name": types.String(o.Name), "container": types.String(o.Container),
-			"command": types.String(o.Command), "program": types.String(actor.KubeProgram(o.Command)),
+			"port": types.Long(o.Port), "command": types.String(o.Command), "program": types.String(actor.KubeProgram(o.Command)),
 		}),
 	}
 }

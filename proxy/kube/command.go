@@ -206,10 +206,14 @@ func carriedOut(ob policy.Obligations, r request, o actor.KubeObject, c content,
 			return &proxy.Objection{Class: hop.ClassUnsupported, Reason: "the policy masks a table's column, and an object has members: $.name=masker or detect:kind=masker is expected"}
 		}
 	}
+	own := actor.KubeVerbFor(o)
+	if ob.Record == policy.RecordFull && (own == "portforward" || own == "proxy") {
+		return &proxy.Objection{Class: hop.ClassUnsupported, Reason: `the policy asks for @record("full"), and what is said behind a port or a proxy subresource can't be recorded here`}
+	}
 	if len(ob.Masks) == 0 && !secret {
 		return nil
 	}
-	if own := actor.KubeVerbFor(o); slices.Contains(connects, own) || own == "proxy" || o.Subresource == "log" {
+	if slices.Contains(connects, own) || own == "proxy" || o.Subresource == "log" {
 		return &proxy.Objection{Class: hop.ClassUnsupported, Reason: "the policy asks for masks, and what comes from a pod isn't an object that they could be put on"}
 	}
 	if err := asksAboutMasked(r, ob.Masks); err != nil {

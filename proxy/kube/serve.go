@@ -40,6 +40,9 @@ type exchange struct {
 	release func() // of its place for a large body
 	status  int    // of the cluster's answer
 	bytes   int64  // to the agent
+	sent    int64  // to a pod
+	exit    string // how a command ended
+	failed  bool   // it ended badly
 	begun   bool   // the answer's head has left
 	whole   bool   // the answer went through to its end
 }
@@ -85,15 +88,21 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if rules := pass.Obligations().Masks; x.cmd.masked || len(rules) > 0 {
 		x.masks = newMasker(x.cmd.masked, rules, e.keyed)
 	}
-	err = x.relay(ctx, r)
-	switch {
-	case core.Context().Err() != nil:
-	case err != nil || x.status >= 400:
-		status = "error"
-	case x.whole:
-		status = "ok"
+	if x.cmd.upgrade {
+		err = x.bridge(ctx, r)
+	} else {
+		err = x.relay(ctx, r)
 	}
-	if err != nil {
+	switch {
+	case x.whole && x.status < 400 && !x.failed:
+		status = "ok"
+	case x.whole || x.failed: // how it ended is known, whether the session goes on or not
+		status = "error"
+	case core.Context().Err() != nil:
+	case err != nil:
+		status = "error"
+	}
+	if err != nil && !(x.cmd.upgrade && x.begun) {
 		x.unanswered(r, err)
 	}
 }
@@ -123,9 +132,6 @@ func (x *exchange) read(r *http.Request) error {
 		}
 	}
 	x.cmd, err = x.e.command(x.request, x.content, r.Header, x.account.Name)
-	if err == nil && x.cmd.upgrade {
-		err = unsupported("exec, attach and portforward aren't there yet")
-	}
 	return err
 }
 
@@ -360,13 +366,16 @@ func (x *exchange) maskedWatch(a *http.Response) error {
 }
 
 func (x *exchange) complete(ctx context.Context, status string) error {
-	o := proxy.Outcome{Status: status, Bytes: x.bytes}
+	o := proxy.Outcome{Status: status, Bytes: x.bytes, Sent: x.sent}
 	if x.masks != nil {
 		o.Masked = x.masks.counts()
 	}
 	if x.status != 0 {
 		o.Code = strconv.Itoa(x.status)
 		o.Command = "HTTP " + o.Code
+	}
+	if x.exit != "" {
+		o.Command = x.exit
 	}
 	err := x.pass.Completed(context.WithoutCancel(ctx), o)
 	if err != nil {

@@ -40,6 +40,7 @@ type Pass interface {
 	Use() error
 	Wait(ctx context.Context) error
 	Forwarded(bytes int64)
+	Keep(ctx context.Context, piece []byte) error
 	Completed(ctx context.Context, o proxy.Outcome) error
 }
 

@@ -93,7 +93,7 @@ type Account struct {
 	// Certificate is for TLS with the server.
 	Certificate func() (*tls.Certificate, error)
 
-	transport *http.Transport
+	transport, leaving *http.Transport
 }
 
 func (a Account) check() error {
@@ -135,6 +135,23 @@ func (a *Account) sign(h http.Header) error {
 		h.Set(name, value)
 	}
 	return nil
+}
+
+// leaving makes a transport for requests that leave HTTP, which HTTP/2 has no way for but WebSockets'. Its connections are used once.
+func (u Upstream) leaving(a Account) *http.Transport {
+	t := u.transport(a)
+	t.ForceAttemptHTTP2, t.DisableKeepAlives = false, true
+	t.Protocols = new(http.Protocols)
+	t.Protocols.SetHTTP1(true)
+	return t
+}
+
+// Leave sends a request for an upgrade that is allowed, with the account's credential, over HTTP/1.1.
+func (a *Account) Leave(r *http.Request) (*http.Response, error) {
+	if err := a.sign(r.Header); err != nil {
+		return nil, err
+	}
+	return a.leaving.RoundTrip(r)
 }
 
 // RoundTrip sends a request that is allowed, with the account's credential.

@@ -228,6 +228,11 @@ func (p *testPass) Obligations() policy.Obligations { return p.ob }
 func (p *testPass) Wait(context.Context) error      { return nil }
 func (p *testPass) Forwarded(int64)                 { p.s.l.Add(Event{Kind: "forwarded", Cmd: p.cmd}) }
 
+func (p *testPass) Keep(_ context.Context, piece []byte) error {
+	p.s.l.Add(Event{Kind: "kept", Cmd: p.cmd, Why: string(piece)})
+	return nil
+}
+
 func (p *testPass) Use() error {
 	if p.used.Swap(true) {
 		return proxy.ErrPassUsed

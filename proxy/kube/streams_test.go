@@ -1,0 +1,164 @@
+package kube_test
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/deputymesh/deputy/policy"
+	"github.com/deputymesh/deputy/proxy"
+)
+
+// streams is what leaves HTTP, as kubectl does it with this environment.
+func (r *realRig) streams(t *testing.T, env []string) {
+	r.env = env
+	defer func() { r.env = nil }()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+
+	t.Run("exec", func(t *testing.T) {
+		out, code := r.run(t, "", "exec", "pod", "-c", "main", "--", "sh", "-c", "echo out; exit 7")
+		if code != 7 || !strings.HasPrefix(out, "out\n") {
+			t.Errorf("%d: %s", code, out)
+		}
+		e := r.Await(t, "completed", "/exec")
+		if spellOps(e.Cmd) != "exec shop/pods/pod/exec[main]{sh -c 'echo out; exit 7'}" || e.Out.Command != "exit 7" || e.Out.Status != "error" || e.Out.Code != "101" {
+			t.Errorf("%s: %+v", spellOps(e.Cmd), e.Out)
+		}
+		if strings.Contains(e.Cmd.Scrubbed, "echo") {
+			t.Errorf("the record would say %q", e.Cmd.Scrubbed)
+		}
+	})
+	t.Run("exec with input", func(t *testing.T) {
+		if out, code := r.run(t, "typed", "exec", "-i", "pod", "--", "cat"); code != 0 || out != "typed" {
+			t.Errorf("%d: %s", code, out)
+		}
+	})
+	t.Run("exec that isn't allowed", func(t *testing.T) {
+		if out, code := r.run(t, "", "exec", "pod", "--", "id"); code != 1 || !strings.Contains(out, "no policy permits it (record: rec-refused)") {
+			t.Errorf("%d: %s", code, out)
+		}
+	})
+	t.Run("exec of nothing that is there", func(t *testing.T) {
+		if out, code := r.run(t, "", "exec", "nopod", "--", "true"); code != 1 || !strings.Contains(out, `pods "nopod" not found`) {
+			t.Errorf("%d: %s", code, out)
+		}
+	})
+	t.Run("exec on record", func(t *testing.T) {
+		r.Set(func() { r.Ob.Record = policy.RecordFull })
+		defer r.Set(func() { r.Ob = policy.Obligations{} })
+		if out, code := r.run(t, "", "exec", "pod", "--", "echo", "remembered"); code != 0 || out != "remembered\n" {
+			t.Errorf("%d: %s", code, out)
+		}
+		r.Await(t, "kept", "remembered")
+		if out, code := r.run(t, "", "port-forward", "pod/pod", ":80"); code == 0 || !strings.Contains(out, "can't be recorded here") {
+			t.Errorf("port-forward on record: %d: %s", code, out)
+		}
+	})
+	t.Run("cp", func(t *testing.T) {
+		into, back := r.file("in", "copied"), filepath.Join(t.TempDir(), "back")
+		if out, code := r.run(t, "", "cp", into, "shop/pod:there"); code != 0 {
+			t.Errorf("%d: %s", code, out)
+		}
+		if out, code := r.run(t, "", "cp", "shop/pod:there", back); code != 0 {
+			t.Errorf("%d: %s", code, out)
+		}
+		if text, _ := os.ReadFile(back); string(text) != "copied" {
+			t.Errorf("came back as %q", text)
+		}
+	})
+	t.Run("attach", func(t *testing.T) {
+		if out, code := r.run(t, "hello\n", "attach", "-i", "cat"); code != 0 || !strings.Contains(out, "got hello") {
+			t.Errorf("%d: %s", code, out)
+		}
+		if e := r.Await(t, "decided", "/attach"); !strings.HasPrefix(spellOps(e.Cmd), "attach shop/pods/cat/attach") {
+			t.Error(spellOps(e.Cmd))
+		}
+		r.cluster.Admin("delete", "pod", "-n", "shop", "cat", "--wait=true")
+	})
+	t.Run("port-forward", func(t *testing.T) {
+		web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "behind the pod") }))
+		defer web.Close()
+		_, port, _ := net.SplitHostPort(strings.TrimPrefix(web.URL, "http://"))
+		cmd := r.kubectl(ctx, "", "port-forward", "pod/pod", ":"+port, ":1")
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+		locals := regexp.MustCompile(`127\.0\.0\.1:(\d+) -> (\d+)`)
+		var text []byte
+		for len(locals.FindAll(text, -1)) < 2 {
+			buffer := make([]byte, 512)
+			n, err := out.Read(buffer)
+			if text = append(text, buffer[:n]...); err != nil {
+				t.Fatalf("%v: %s", err, text)
+			}
+		}
+		for _, l := range locals.FindAllSubmatch(text, -1) {
+			ask, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:"+string(l[1]), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			a, err := http.DefaultClient.Do(ask)
+			if string(l[2]) == "1" {
+				if err == nil {
+					t.Errorf("a port that isn't allowed answers %d", a.StatusCode)
+				}
+				continue
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, _ := io.ReadAll(a.Body)
+			_ = a.Body.Close()
+			if string(body) != "behind the pod" {
+				t.Errorf("%q", body)
+			}
+		}
+		r.Await(t, "decided", "portforward shop/pod port "+port)
+		r.Await(t, "refused", "portforward shop/pod port 1")
+		http.DefaultClient.CloseIdleConnections()
+		r.Await(t, "completed", "portforward shop/pod port "+port)
+	})
+	t.Run("a revoked exec", func(t *testing.T) {
+		cmd := r.kubectl(ctx, "", "exec", "pod", "--", "sh", "-c", "echo begun; exec sleep 1000")
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(out, make([]byte, 6)); err != nil {
+			t.Fatal(err)
+		}
+		begin := time.Now()
+		r.Last().Revoke()
+		_, _ = io.Copy(io.Discard, out)
+		_ = cmd.Wait() // over SPDY kubectl takes an end that nobody explains for a success
+		if time.Since(begin) > 10*time.Second {
+			t.Errorf("it ended after %s", time.Since(begin))
+		}
+		if e := r.Await(t, "completed", "program \"sh\""); e.Out.Status != "cut" {
+			t.Errorf("%+v", e.Out)
+		}
+	})
+}
+
+// mayRun is what of exec and port-forward the test's policy lets through.
+func mayRun(op proxy.Op) bool {
+	o := op.Resource.Kube
+	return !strings.HasPrefix(o.Command, "id") && o.Port != 1
+}
