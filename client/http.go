@@ -39,7 +39,8 @@ type HTTPRelay struct {
 
 	mu        sync.Mutex // guards what follows
 	transport *http.Transport
-	leaf      []byte // of the SVID that transport connects with
+	upgrades  *http.Transport // speaks HTTP/1.1 alone: HTTP/2 has no upgrades
+	leaf      []byte          // of the SVID that they connect with
 	sessions  map[string]*httpSession
 }
 
@@ -76,9 +77,7 @@ func NewHTTPRelay(t Target, source Source, credential func(ctx context.Context) 
 func (r *HTTPRelay) Close() {
 	r.end()
 	r.mu.Lock()
-	if r.transport != nil {
-		r.transport.CloseIdleConnections()
-	}
+	r.closeIdle()
 	r.mu.Unlock()
 	r.renewals.Wait()
 }
@@ -116,26 +115,39 @@ func (t httpTripper) RoundTrip(q *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, fmt.Errorf("this agent has no identity now: %w", err)
 	}
-	return t.r.over(svid).RoundTrip(q)
+	return t.r.over(svid, q.Header.Get("Upgrade") != "").RoundTrip(q)
 }
 
-func (r *HTTPRelay) over(svid *x509svid.SVID) *http.Transport {
+func (r *HTTPRelay) over(svid *x509svid.SVID, upgrade bool) *http.Transport {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	leaf := svid.Certificates[0].Raw
-	if r.transport != nil && bytes.Equal(leaf, r.leaf) {
-		return r.transport
+	if leaf := svid.Certificates[0].Raw; r.transport == nil || !bytes.Equal(leaf, r.leaf) {
+		r.closeIdle() // what runs goes on
+		r.leaf = leaf
+		r.transport, r.upgrades = r.connectAs(svid), r.connectAs(svid)
+		r.transport.ForceAttemptHTTP2 = true
+		r.upgrades.TLSClientConfig.NextProtos = []string{"http/1.1"}
 	}
+	if upgrade {
+		return r.upgrades
+	}
+	return r.transport
+}
+
+// closeIdle needs the lock.
+func (r *HTTPRelay) closeIdle() {
 	if r.transport != nil {
-		r.transport.CloseIdleConnections() // what runs goes on
+		r.transport.CloseIdleConnections()
+		r.upgrades.CloseIdleConnections()
 	}
-	r.leaf = leaf
-	r.transport = &http.Transport{
-		TLSClientConfig: meshTLS(svid, r.source, r.target.Proxy), ForceAttemptHTTP2: true, DisableCompression: true,
+}
+
+func (r *HTTPRelay) connectAs(svid *x509svid.SVID) *http.Transport {
+	return &http.Transport{
+		TLSClientConfig: meshTLS(svid, r.source, r.target.Proxy), DisableCompression: true,
 		DialContext:         (&net.Dialer{Timeout: upstreamTimeout, KeepAlive: 30 * time.Second}).DialContext,
 		TLSHandshakeTimeout: upstreamTimeout, IdleConnTimeout: httpIdle, MaxIdleConnsPerHost: 32,
 	}
-	return r.transport
 }
 
 // answered keeps the session of an answer alive until the answer is read.
@@ -220,7 +232,7 @@ func (h *heldBoth) CloseWrite() error {
 	return errors.ErrUnsupported
 }
 
-// HTTPRelay is the relay to a web service under this agent's identity.
+// HTTPRelay is the relay to a web service or a Kubernetes cluster under this agent's identity.
 func (a *Agent) HTTPRelay(ctx context.Context, target string) (*HTTPRelay, error) {
 	d, err := a.Describe(ctx)
 	if err != nil {
@@ -230,8 +242,8 @@ func (a *Agent) HTTPRelay(ctx context.Context, target string) (*HTTPRelay, error
 	if err != nil {
 		return nil, err
 	}
-	if t.Kind != "http" {
-		return nil, fmt.Errorf("%s is a %s target, not a web service", target, t.Kind)
+	if t.Kind != "http" && t.Kind != "kube" {
+		return nil, fmt.Errorf("%s is a %s target, not a web service or a cluster", target, t.Kind)
 	}
 	source, err := a.Source(ctx)
 	if err != nil {

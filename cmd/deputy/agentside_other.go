@@ -27,6 +27,9 @@ func newRunCommand() *cobra.Command    { return onlyLinux("run", "Run a program 
 func newConnectCommand() *cobra.Command {
 	return onlyLinux("connect", "Bring an SSH client to a target")
 }
+func newKubeCredentialCommand() *cobra.Command {
+	return onlyLinux("kube-credential", "Give an identity to a client of Kubernetes")
+}
 func newRevokeCommand() *cobra.Command { return onlyLinux("revoke", "End credentials and connections") }
 func newPolicyPublishCommand() *cobra.Command {
 	return onlyLinux("publish", "Publish a signed policy set at the broker")

@@ -74,7 +74,7 @@ func newRootCommand() *cobra.Command {
 	}
 	root.AddCommand(
 		newInitCommand(), newDevCommand(), newIssuerCommand(), newBrokerCommand(), newProxyCommand(), newPolicyCommand(), newAuditCommand(),
-		newLoginCommand(), newLogoutCommand(), newWhoamiCommand(), newRunCommand(), newConnectCommand(), newMCPCommand(), newRevokeCommand(),
+		newLoginCommand(), newLogoutCommand(), newWhoamiCommand(), newRunCommand(), newConnectCommand(), newKubeCredentialCommand(), newMCPCommand(), newRevokeCommand(),
 		newSampleSignInCommand(), newSampleCertificateCommand(), newSQLParseChildCommand(),
 		newSessionHelperCommand(), newSupervisorCommand(),
 	)

@@ -29,6 +29,9 @@ func (s *Supervisor) Environment(base []string) []string {
 	if inside || s.sshConfig != "" {
 		drop = append(drop, sshVariables...)
 	}
+	if inside || s.kubeFile != "" {
+		drop = append(drop, kubeVariables...)
+	}
 	var env []string
 	for _, e := range base {
 		if name, _, ok := strings.Cut(e, "="); ok && !slices.Contains(drop, name) && !strings.HasPrefix(name, urlPrefix) && !strings.HasPrefix(name, addressPrefix) {
@@ -39,6 +42,7 @@ func (s *Supervisor) Environment(base []string) []string {
 	env = append(env, client.SocketVariable+"="+socket, workloadVariable+"="+socket)
 	env = append(env, s.sshEnvironment()...)
 	env = append(env, s.httpEnvironment()...)
+	env = append(env, s.kubeEnvironment()...)
 	env = append(env, s.tcpEnvironment()...)
 	if len(s.listeners) == 0 {
 		return env

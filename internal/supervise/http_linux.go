@@ -34,10 +34,10 @@ type httpListener struct {
 	once   sync.Once
 }
 
-// openHTTP opens one listener per web service.
+// openHTTP opens one listener per web service, tool server and Kubernetes cluster.
 func (s *Supervisor) openHTTP(ctx context.Context) error {
 	for _, t := range s.mesh.Targets {
-		if t.Kind != "http" && t.Kind != "mcp" {
+		if t.Kind != "http" && t.Kind != "mcp" && t.Kind != "kube" {
 			continue
 		}
 		tcp, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})

@@ -70,6 +70,7 @@ type Supervisor struct {
 	web       []*httpListener
 	raw       []*tcpListener
 	sshConfig string // of the run; "" without SSH targets
+	kubeFile  string // the run's kubeconfig; "" without clusters
 
 	// marks are what the agent's program, and all that it starts, is restrained by; nil before it starts.
 	marks   atomic.Pointer[kernel.Restraints]
@@ -144,6 +145,9 @@ func (s *Supervisor) start(ctx context.Context) error {
 		return err
 	}
 	if err := s.openHTTP(ctx); err != nil {
+		return err
+	}
+	if err := s.openKube(); err != nil {
 		return err
 	}
 	if err := s.openTCP(ctx); err != nil {

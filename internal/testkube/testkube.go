@@ -63,6 +63,28 @@ func Start(t testing.TB, extras ...string) *Cluster {
 // Kubectl is the path of kubectl.
 func Kubectl(t testing.TB) string { return program(t, "kubectl") }
 
+// PublicKubectl is the path of a copy of kubectl that every uid may run.
+func PublicKubectl(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "kubectl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	from, err := os.ReadFile(Kubectl(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "kubectl")
+	if err := os.WriteFile(path, from, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 // program is one of those that scripts/setup builds.
 func program(t testing.TB, name string) string {
 	t.Helper()

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/deputymesh/deputy/internal/testkube"
 	"github.com/deputymesh/deputy/internal/testpg"
 	"github.com/deputymesh/deputy/internal/testssh"
 	"github.com/deputymesh/deputy/internal/testweb"
@@ -70,6 +71,7 @@ type settings struct {
 	policy  string
 	host    *testssh.Server
 	web     *testweb.Site
+	cluster *testkube.Cluster
 	tools   *toolServer
 }
 
@@ -106,7 +108,7 @@ func Start(t testing.TB, options ...Option) *Mesh {
 	for _, o := range options {
 		o(&s)
 	}
-	m := &Mesh{t: t, base: FreePorts(t, 13)}
+	m := &Mesh{t: t, base: FreePorts(t, 14)}
 	// Short, since Unix sockets lie in it, and open, since other uids must pass.
 	root, err := os.MkdirTemp("/tmp", "dm")
 	if err != nil {
@@ -130,6 +132,9 @@ func Start(t testing.TB, options ...Option) *Mesh {
 	}
 	if s.host != nil {
 		m.addHost(s.host)
+	}
+	if s.cluster != nil {
+		m.addCluster(s.cluster)
 	}
 	if s.web != nil {
 		m.addWeb(s.web)
@@ -220,7 +225,7 @@ func (m *Mesh) EditConfig(t testing.TB, role string, change func(string) string)
 
 // Address of a listener: web, token, feed, renewal, target or other-target, second-renewal, or host.
 func (m *Mesh) Address(listener string) string {
-	offset, ok := map[string]int{"web": 0, "token": 1, "feed": 2, "renewal": 3, "target": 4, "other-target": 5, "second-renewal": 6, "host": 7, "service": 8, "rpc": 9, "raw": 10, "tools": 12}[listener]
+	offset, ok := map[string]int{"web": 0, "token": 1, "feed": 2, "renewal": 3, "target": 4, "other-target": 5, "second-renewal": 6, "host": 7, "service": 8, "rpc": 9, "raw": 10, "tools": 12, "prod": 13}[listener]
 	if !ok {
 		panic("testmesh: no listener " + listener)
 	}
