@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// acceptMasked rewrites what an agent accepts into what masks can be put on: JSON, uncompressed. Tables stay where only Secrets are masked, whose columns show
-// no value; the columns of another object may be made of anything in it.
+// acceptMasked rewrites what an agent accepts into what masks can be put on: JSON, uncompressed. Tables stay where only the core's Secrets are masked, whose
+// columns show no value; the columns of another object may be made of anything in it.
 func acceptMasked(h http.Header, tables bool) {
 	var out []string
 	for _, field := range h.Values("Accept") {

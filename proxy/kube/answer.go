@@ -9,7 +9,7 @@ import (
 )
 
 // maxObject bounds one object of a masked answer, in bytes; etcd's own limit is 1.5 MiB.
-const maxObject = 8 << 20
+const maxObject = 4 << 20
 
 // allowance lets so many bytes be read until it is raised again.
 type allowance struct {
@@ -138,9 +138,9 @@ func (m *masker) list(to *bufio.Writer, r *reader, key string) (bool, error) {
 	return true, r.expect(']')
 }
 
-// row is a row of a table with the masks on its object. The columns of Secrets show none of their values.
+// row is a row of a table with the masks on its object.
 func (m *masker) row(row map[string]any) ([]byte, error) {
-	if m.paths != nil {
+	if !m.tables {
 		return nil, errWithheld
 	}
 	out := map[string]any{"cells": row["cells"]}

@@ -29,6 +29,7 @@ const plainAnnotation = 256
 // masker masks the objects of one answer. It isn't safe for concurrent use.
 type masker struct {
 	secrets bool       // the objects are Secrets
+	tables  bool       // their columns show no value, as the API server's own for Secrets
 	paths   *mask.JSON // nil without masks of a policy's
 	values  int64
 	hidden  []string // the values of the object at hand, as they are and in base64

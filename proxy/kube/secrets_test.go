@@ -64,19 +64,20 @@ func TestValuesOfSecretsAreInNoFormOfAnAnswer(t *testing.T) {
 		cluster             any
 		keeps               []string
 	}{
-		"get":        {"GET", "/api/v1/namespaces/shop/secrets/db", "application/json", aSecret(), []string{`"type":"Opaque"`, `"immutable":true`, `"password":"` + base64.StdEncoding.EncodeToString([]byte(kube.Placeholder)), "short and plain", `"app":"web"`, `"resourceVersion":"7"`}},
-		"list":       {"GET", "/api/v1/secrets", "", map[string]any{"kind": "SecretList", "apiVersion": "v1", "metadata": map[string]any{"continue": "c"}, "items": []any{without(aSecret(), "kind", "apiVersion"), aSecret()}}, []string{`"items":[{`, `"continue":"c"`, `"kind":"SecretList"`}},
-		"empty list": {"GET", "/api/v1/secrets", "", map[string]any{"kind": "SecretList", "items": []any{}}, []string{`"items":[]`}},
-		"no items":   {"GET", "/api/v1/secrets", "", map[string]any{"kind": "SecretList", "items": nil}, []string{`"items":null`}},
-		"table":      {"GET", "/api/v1/namespaces/shop/secrets", "application/json;as=Table;v=v1;g=meta.k8s.io,application/json", table, []string{`"cells":["db","Opaque",2]`, "columnDefinitions"}},
-		"metadata":   {"GET", "/api/v1/namespaces/shop/secrets/db", "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io", without(aSecret(), "data", "stringData"), []string{"short and plain"}},
-		"update":     {"PUT", "/api/v1/namespaces/shop/secrets/db", "", aSecret(), []string{`"name":"db"`}},
-		"delete":     {"DELETE", "/api/v1/namespaces/shop/secrets/db", "", aSecret(), nil},
-		"delete all": {"DELETE", "/api/v1/namespaces/shop/secrets", "", map[string]any{"kind": "SecretList", "items": []any{aSecret()}}, nil},
-		"of a group": {"GET", "/apis/copies.example/v1/namespaces/shop/secrets/db", "", aSecret(), nil},
-		"status of":  {"GET", "/api/v1/namespaces/shop/secrets/db/status", "", aSecret(), nil},
-		"a failure":  {"GET", "/api/v1/namespaces/shop/secrets/db", "", map[string]any{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "details": map[string]any{"name": "db"}, "code": 404}, []string{`"details":{"name":"db"}`}},
-		"no map":     {"GET", "/api/v1/namespaces/shop/secrets/db", "", map[string]any{"kind": "Secret", "data": []any{value64}, "stringData": value}, nil},
+		"get":                          {"GET", "/api/v1/namespaces/shop/secrets/db", "application/json", aSecret(), []string{`"type":"Opaque"`, `"immutable":true`, `"password":"` + base64.StdEncoding.EncodeToString([]byte(kube.Placeholder)), "short and plain", `"app":"web"`, `"resourceVersion":"7"`}},
+		"list":                         {"GET", "/api/v1/secrets", "", map[string]any{"kind": "SecretList", "apiVersion": "v1", "metadata": map[string]any{"continue": "c"}, "items": []any{without(aSecret(), "kind", "apiVersion"), aSecret()}}, []string{`"items":[{`, `"continue":"c"`, `"kind":"SecretList"`}},
+		"empty list":                   {"GET", "/api/v1/secrets", "", map[string]any{"kind": "SecretList", "items": []any{}}, []string{`"items":[]`}},
+		"no items":                     {"GET", "/api/v1/secrets", "", map[string]any{"kind": "SecretList", "items": nil}, []string{`"items":null`}},
+		"table":                        {"GET", "/api/v1/namespaces/shop/secrets", "application/json;as=Table;v=v1;g=meta.k8s.io,application/json", table, []string{`"cells":["db","Opaque",2]`, "columnDefinitions"}},
+		"metadata":                     {"GET", "/api/v1/namespaces/shop/secrets/db", "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io", without(aSecret(), "data", "stringData"), []string{"short and plain"}},
+		"update":                       {"PUT", "/api/v1/namespaces/shop/secrets/db", "", aSecret(), []string{`"name":"db"`}},
+		"delete":                       {"DELETE", "/api/v1/namespaces/shop/secrets/db", "", aSecret(), nil},
+		"delete all":                   {"DELETE", "/api/v1/namespaces/shop/secrets", "", map[string]any{"kind": "SecretList", "items": []any{aSecret()}}, nil},
+		"of a group, asked as a table": {"GET", "/apis/copies.example/v1/namespaces/shop/secrets", "application/json;as=Table;v=v1;g=meta.k8s.io", map[string]any{"kind": "SecretList", "items": []any{aSecret()}}, nil},
+		"of a group":                   {"GET", "/apis/copies.example/v1/namespaces/shop/secrets/db", "", aSecret(), nil},
+		"status of":                    {"GET", "/api/v1/namespaces/shop/secrets/db/status", "", aSecret(), nil},
+		"a failure":                    {"GET", "/api/v1/namespaces/shop/secrets/db", "", map[string]any{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "details": map[string]any{"name": "db"}, "code": 404}, []string{`"details":{"name":"db"}`}},
+		"no map":                       {"GET", "/api/v1/namespaces/shop/secrets/db", "", map[string]any{"kind": "Secret", "data": []any{value64}, "stringData": value}, nil},
 	} {
 		r := newRig(t, answer("application/json", marshal(c.cluster)))
 		noReveal(r)
@@ -149,6 +150,7 @@ func TestAnAnswerThatNoMaskCanBePutOnIsWithheld(t *testing.T) {
 		"items in an object":  {"application/json", "", `{"kind":"SecretList","items":{"a":"` + value + `"}}`, ""},
 		"an event of text":    {"application/json", "", `"` + value + `"`, "/api/v1/secrets?watch=true"},
 		"an object of text":   {"application/json", "", `{"type":"ADDED","object":"` + value + `"}`, "/api/v1/secrets?watch=true"},
+		"a table of a group":  {"application/json", "", `{"kind":"Table","rows":[{"cells":["` + value + `"]}]}`, "/apis/copies.example/v1/secrets"},
 		"a row of text":       {"application/json", "", `{"type":"ADDED","object":{"rows":["` + value + `"]}}`, "/api/v1/secrets?watch=true"},
 	} {
 		r := newRig(t, func(w http.ResponseWriter, _ *http.Request) {

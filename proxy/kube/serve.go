@@ -87,6 +87,7 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Deputy-Record", pass.RecordID().String())
 	if rules := pass.Obligations().Masks; x.cmd.masked || len(rules) > 0 {
 		x.masks = newMasker(x.cmd.masked, rules, e.keyed)
+		x.masks.tables = len(rules) == 0 && x.request.object.Group == ""
 	}
 	if x.cmd.upgrade {
 		err = x.bridge(ctx, r)
@@ -205,7 +206,9 @@ func (x *exchange) relay(ctx context.Context, r *http.Request) error {
 		return x.masked(ctx, r, a)
 	}
 	x.head(a)
-	x.flush() // a watch may say nothing for long
+	if err := x.flush(); err != nil { // a watch may say nothing for long
+		return err
+	}
 	return x.stream(a.Body)
 }
 
@@ -246,7 +249,7 @@ func (x *exchange) outgoing(ctx context.Context, r *http.Request) (*http.Request
 		q.Header.Set("User-Agent", "deputy")
 	}
 	if x.masks != nil {
-		acceptMasked(q.Header, x.masks.paths == nil)
+		acceptMasked(q.Header, x.masks.tables)
 	}
 	return q, impersonate(q.Header, x.user, x.groups, x.core.Chain(), x.pass.RecordID())
 }
@@ -267,15 +270,32 @@ func (x *exchange) head(a *http.Response) {
 	x.w.WriteHeader(a.StatusCode)
 }
 
-// Write passes a piece of an answer on.
-func (x *exchange) Write(b []byte) (int, error) {
-	_ = http.NewResponseController(x.w).SetWriteDeadline(time.Now().Add(writeTime)) // what can't set one isn't http.Server's
-	n, err := x.w.Write(b)
-	x.bytes += int64(n)
+// Write passes a piece of an answer on, and waits until it has left.
+func (x *exchange) Write(b []byte) (n int, err error) {
+	err = x.inTime(func(out *http.ResponseController) error {
+		n, err := x.w.Write(b)
+		x.bytes += int64(n)
+		if err != nil {
+			return err
+		}
+		return out.Flush()
+	})
+	if err == nil {
+		n = len(b)
+	}
 	return n, err
 }
 
-func (x *exchange) flush() { _ = http.NewResponseController(x.w).Flush() }
+func (x *exchange) flush() error { return x.inTime((*http.ResponseController).Flush) }
+
+// inTime bounds how long an agent may take to take something. The deadline is for that alone: in HTTP/2 one that passes while nothing is said
+// ends the stream all the same.
+func (x *exchange) inTime(do func(*http.ResponseController) error) error {
+	out := http.NewResponseController(x.w)
+	_ = out.SetWriteDeadline(time.Now().Add(writeTime)) // what can't set one isn't http.Server's
+	defer func() { _ = out.SetWriteDeadline(time.Time{}) }()
+	return do(out)
+}
 
 // stream passes a body on as it comes: a watch and a log that is followed say something now and then.
 func (x *exchange) stream(from io.Reader) error {
@@ -286,7 +306,6 @@ func (x *exchange) stream(from io.Reader) error {
 			if _, err := x.Write(buffer[:n]); err != nil {
 				return err
 			}
-			x.flush()
 		}
 		if errors.Is(err, io.EOF) {
 			x.whole = true
@@ -347,7 +366,9 @@ func (l *lateHead) Write(b []byte) (int, error) {
 // maskedWatch passes the events of a watch on, one by one.
 func (x *exchange) maskedWatch(a *http.Response) error {
 	x.head(a)
-	x.flush()
+	if err := x.flush(); err != nil {
+		return err
+	}
 	r := newReader(a.Body)
 	for {
 		line, err := x.masks.frame(r)
@@ -361,7 +382,6 @@ func (x *exchange) maskedWatch(a *http.Response) error {
 		if _, err := x.Write(line); err != nil {
 			return err
 		}
-		x.flush()
 	}
 }
 
