@@ -35,6 +35,11 @@ func loadConfig[T any](path string, check func(*T) error) (*T, error) {
 	if len(raw) > maxConfigBytes {
 		return nil, fmt.Errorf("configuration %s: larger than %d bytes; split it or check the path", path, maxConfigBytes)
 	}
+	return parseConfig(path, raw, check)
+}
+
+// parseConfig is loadConfig for what stands, or is about to stand, in the file.
+func parseConfig[T any](path string, raw []byte, check func(*T) error) (*T, error) {
 	file, err := parser.ParseBytes(raw, 0)
 	if err != nil {
 		return nil, fmt.Errorf("configuration %w", placed(path, err))

@@ -73,7 +73,7 @@ func newRootCommand() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.AddCommand(
-		newInitCommand(), newDevCommand(), newIssuerCommand(), newBrokerCommand(), newProxyCommand(), newPolicyCommand(), newAuditCommand(),
+		newInitCommand(), newTargetCommand(), newDevCommand(), newIssuerCommand(), newBrokerCommand(), newProxyCommand(), newPolicyCommand(), newAuditCommand(),
 		newLoginCommand(), newLogoutCommand(), newWhoamiCommand(), newRunCommand(), newConnectCommand(), newKubeCredentialCommand(), newMCPCommand(), newRevokeCommand(),
 		newSampleSignInCommand(), newSampleCertificateCommand(), newSQLParseChildCommand(),
 		newSessionHelperCommand(), newSupervisorCommand(),

@@ -3,6 +3,7 @@ package testmesh
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 
@@ -45,22 +46,15 @@ func (m *Mesh) addHost(host *testssh.Server) {
 `, host.Address(), host.Account))
 }
 
-// addTarget writes a target into the configurations of broker, proxy and agents. block is what the proxy needs to know of it.
+// addTarget adds a target by `deputy target add`. block is what the proxy needs to know of it; its files stand in the proxy's folder.
 func (m *Mesh) addTarget(name, kind, listener, block string) {
 	m.t.Helper()
-	insert := func(role, before, text string) {
-		m.EditConfig(m.t, role, func(c string) string {
-			at := len(c)
-			if before != "" {
-				if at = strings.Index(c, before); at < 0 {
-					m.t.Fatalf("the configuration of the %s has no %q", role, before)
-				}
-			}
-			return c[:at] + text + c[at:]
-		})
+	entry := filepath.Join(m.t.TempDir(), name+".yaml")
+	text := fmt.Sprintf("- name: %s\n  kind: %s\n  listen: %s\n  root: verified\n%s", name, kind, m.Address(listener), strings.ReplaceAll("\n"+block, "\n    ", "\n  ")[1:])
+	if err := os.WriteFile(entry, []byte(text), 0o600); err != nil {
+		m.t.Fatal(err)
 	}
-	insert("broker", "sessions:\n", fmt.Sprintf("  - name: %s\n    kind: %s\n    proxies: [main]\n", name, kind))
-	insert("proxy", "audit:\n", fmt.Sprintf("  - name: %s\n    kind: %s\n    listen: %s\n    root: verified\n%s", name, kind, m.Address(listener), block))
-	insert("agent", "", fmt.Sprintf("  - name: %s\n    kind: %s\n    address: %s\n    proxy: spiffe://%s/deputy/proxy/main\n    renewal: https://%s\n",
-		name, kind, m.Address(listener), TrustDomain, m.Address("renewal")))
+	if out, err := exec.Command(Deputy(m.t), "target", "add", m.Dir, entry).CombinedOutput(); err != nil {
+		m.t.Fatalf("deputy target add: %v\n%s%s", err, out, text)
+	}
 }
