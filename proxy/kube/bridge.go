@@ -27,12 +27,14 @@ func (x *exchange) bridge(ctx context.Context, r *http.Request) error {
 	} else if x.pass.Obligations().Record == policy.RecordFull {
 		cfg.Recorder = x.recorder(ctx)
 	}
+	// The outcome, before the agent's connection is closed and its session with it.
+	cfg.Ended = func(result streams.Result, err error) {
+		x.took(result, err)
+		x.complete(ctx, x.outcome(err))
+	}
 	x.pass.Forwarded(0)
 	result, err := streams.Bridge(x.w, r.WithContext(ctx), cfg)
-	x.status, x.sent, x.bytes = result.Status, result.Sent, result.Received
-	if result.Exit != nil {
-		x.exit, x.failed = "exit "+strconv.Itoa(result.Exit.Code), result.Exit.Code != 0
-	}
+	x.took(result, err)
 	if no := (*streams.NotBegun)(nil); errors.As(err, &no) {
 		if ctx.Err() == nil {
 			x.e.cfg.Logger.InfoContext(ctx, "a stream didn't begin", "target", x.e.hop.Name(), "error", no)
@@ -46,8 +48,16 @@ func (x *exchange) bridge(ctx context.Context, r *http.Request) error {
 		return err
 	}
 	x.begun = true // nothing more can be said in HTTP
-	x.whole = err == nil
 	return err
+}
+
+// took notes what became of a stream. A command whose end nobody told is cut.
+func (x *exchange) took(result streams.Result, err error) {
+	x.status, x.sent, x.bytes = result.Status, result.Sent, result.Received
+	if result.Exit != nil {
+		x.exit, x.failed = "exit "+strconv.Itoa(result.Exit.Code), result.Exit.Code != 0
+	}
+	x.whole = err == nil && (result.Exit != nil || x.cmd.Kind != "exec" || result.Status != http.StatusSwitchingProtocols)
 }
 
 // recorder keeps what passes of a command as the command's own evidence.

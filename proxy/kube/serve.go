@@ -94,18 +94,23 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	} else {
 		err = x.relay(ctx, r)
 	}
-	switch {
-	case x.whole && x.status < 400 && !x.failed:
-		status = "ok"
-	case x.whole || x.failed: // how it ended is known, whether the session goes on or not
-		status = "error"
-	case core.Context().Err() != nil:
-	case err != nil:
-		status = "error"
-	}
+	status = x.outcome(err)
 	if err != nil && !(x.cmd.upgrade && x.begun) {
 		x.unanswered(r, err)
 	}
+}
+
+// outcome is how it ended: "cut" unless the answer went through to its end.
+func (x *exchange) outcome(err error) string {
+	switch {
+	case x.whole && x.status < 400 && !x.failed:
+		return "ok"
+	case x.whole || x.failed: // how it ended is known, whether the session goes on or not
+		return "error"
+	case x.core.Context().Err() == nil && err != nil:
+		return "error"
+	}
+	return "cut"
 }
 
 // read reads a request: its target, its content, and what it is decided as.

@@ -51,6 +51,9 @@ type Config struct {
 	// returns a function, that is called once, when the connection is over, with the bytes that went to the pod and came from it.
 	// Needed for PortForward. It is called by one goroutine, and ended perhaps by another.
 	AllowPort func(ctx context.Context, port uint16) (ended func(sent, received int64), err error)
+	// Ended, where it is set, is called once when a stream that began is over, while the agent's connection still stands: closing that ends the
+	// agent's session, after which an outcome would be too late. The error is what Bridge returns.
+	Ended func(Result, error)
 	// HandshakeTimeout is DefaultHandshakeTimeout where it is 0.
 	HandshakeTimeout time.Duration
 }
@@ -116,9 +119,14 @@ func Bridge(w http.ResponseWriter, r *http.Request, cfg Config) (Result, error) 
 	} else {
 		err = b.serveSPDY(w, r)
 	}
-	b.result.Sent, b.result.Received = b.sent.Load(), b.received.Load()
-	b.result.Exit = b.status.exit()
-	return b.result, err
+	return b.soFar(), err
+}
+
+// soFar is what became of the stream until now.
+func (b *bridge) soFar() Result {
+	r := b.result
+	r.Sent, r.Received, r.Exit = b.sent.Load(), b.received.Load(), b.status.exit()
+	return r
 }
 
 // bridge is one stream.
@@ -265,14 +273,21 @@ func answer(w http.ResponseWriter, a *http.Response) error {
 	return err
 }
 
-// both runs the two directions. The first to end ends the stream: end is called with its error, once.
-func (b *bridge) both(toTarget, toAgent func() error, end func(error)) error {
+// both runs the two directions. The first to end ends the stream: the API server's end at once, then the outcome is told, then the agent's end is
+// closed for the reason.
+func (b *bridge) both(toTarget, toAgent func() error, closeTarget func(), closeAgent func(error)) error {
 	var once sync.Once
 	var first error
 	finish := func(err error) {
 		once.Do(func() {
-			first = err
-			end(err)
+			closeTarget()
+			if first = err; errors.Is(err, io.EOF) || websocket.CloseStatus(err) == websocket.StatusNormalClosure {
+				first = nil
+			}
+			if b.cfg.Ended != nil {
+				b.cfg.Ended(b.soFar(), first)
+			}
+			closeAgent(err)
 		})
 	}
 	stop := context.AfterFunc(b.ctx, func() { finish(context.Cause(b.ctx)) })
@@ -282,9 +297,6 @@ func (b *bridge) both(toTarget, toAgent func() error, end func(error)) error {
 		tasks.Go(func() { finish(f()) })
 	}
 	tasks.Wait()
-	if errors.Is(first, io.EOF) || websocket.CloseStatus(first) == websocket.StatusNormalClosure {
-		return nil
-	}
 	return first
 }
 

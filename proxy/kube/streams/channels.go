@@ -67,8 +67,7 @@ func (b *bridge) serveWebSocket(w http.ResponseWriter, r *http.Request) error {
 		})
 	}
 	c := channels{b: b, agent: agent, target: target, halfClose: target.Subprotocol() == v5}
-	return b.both(c.toTarget, c.toAgent, func(err error) {
-		_ = target.CloseNow()
+	return b.both(c.toTarget, c.toAgent, func() { _ = target.CloseNow() }, func(err error) {
 		c.goodbye(err)
 		_ = agent.CloseNow()
 	})

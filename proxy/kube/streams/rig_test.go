@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -62,11 +63,15 @@ func newRig(t *testing.T, api http.HandlerFunc, change func(*streams.Config)) *r
 		}
 		out.Header.Set("Authorization", "Bearer the-accounts")
 		cfg := streams.Config{Request: out, RoundTrip: transport.RoundTrip}
+		var told atomic.Int32
+		cfg.Ended = func(streams.Result, error) { told.Add(1) }
 		change(&cfg)
 		w.Header().Set("Deputy-Record", "rec-1")
 		result, err := streams.Bridge(w, q.WithContext(ctx), cfg)
 		if no := (*streams.NotBegun)(nil); errors.As(err, &no) {
 			http.Error(w, no.Reason, no.Status)
+		} else if n := told.Load(); (n == 1) != (result.Status == http.StatusSwitchingProtocols) || n > 1 {
+			t.Errorf("the end was told %d times: %+v", n, result)
 		}
 		r.ended <- ending{result, err}
 	}))

@@ -82,9 +82,11 @@ func (b *bridge) relaySPDY(agent, target io.ReadWriteCloser, early io.Reader, cl
 	if s.target, err = newPeer(target, target); err != nil {
 		return err
 	}
-	defer s.over()
-	return b.both(s.toTarget, s.toAgent, func(err error) {
+	defer s.over() // what was opened meanwhile
+	return b.both(s.toTarget, s.toAgent, func() {
 		closeTarget()
+		s.over()
+	}, func(err error) {
 		s.goodbye(err)
 		closeAgent()
 	})
