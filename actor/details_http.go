@@ -14,9 +14,10 @@ import (
 const httpType = "deputy_http"
 
 // HTTPVerbs are the actions of a deputy_http capability, in sync with the policy actions http:<verb>: the methods, grpc for a
-// call with gRPC's content type whatever it does, and upgrade for what leaves HTTP, such as a WebSocket.
+// call with gRPC's content type whatever it does, upgrade for what leaves HTTP, such as a WebSocket, and for GraphQL the types of operations, with each
+// field of a root type as a segment below the endpoint's path, and persisted, with the hash of a document that the service knows.
 func HTTPVerbs() []string {
-	return []string{"get", "head", "options", "post", "put", "patch", "delete", "grpc", "upgrade"}
+	return []string{"get", "head", "options", "post", "put", "patch", "delete", "grpc", "upgrade", "query", "mutation", "subscription", "persisted"}
 }
 
 // HTTPDetail is a capability on web services:

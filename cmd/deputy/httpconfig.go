@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/textproto"
 	"net/url"
+	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
@@ -33,6 +34,8 @@ type httpConfig struct {
 	PlainHTTP2 bool `yaml:"plain_http2,omitempty"`
 	// FoldCase is for services to which /A and /a are one.
 	FoldCase bool `yaml:"fold_case,omitempty"`
+	// GraphQL are the paths of GraphQL endpoints, whose operations are decided by the fields that they ask for.
+	GraphQL []string `yaml:"graphql,omitempty"`
 	// Cookies lets them pass. By default a session of the account's stays at the proxy.
 	Cookies  bool                `yaml:"cookies,omitempty"`
 	Accounts []httpAccountConfig `yaml:"accounts"`
@@ -73,6 +76,11 @@ func (c *httpConfig) check(path string) error {
 	}
 	if u.Scheme == "http" && c.CAFile != "" {
 		return fieldError(path+".ca_file", "this goes with an https URL")
+	}
+	for i, p := range c.GraphQL {
+		if err := actor.CheckHTTPPath(p); err != nil || strings.HasSuffix(p, "/") {
+			return fieldError(fmt.Sprintf("%s.graphql[%d]", path, i), "a path such as /graphql is expected, without a slash at its end")
+		}
 	}
 	if len(c.Accounts) == 0 {
 		return fieldError(path+".accounts", "at least one account is expected (name, roles, and what it signs in with)")
@@ -174,7 +182,7 @@ func (t *targetConfig) httpEngine(config, mesh string, td spiffeid.TrustDomain, 
 	e, err := httpd.New(httpd.Config{
 		Core: httpd.ForTarget(core, name), Target: name.ID(td), Mesh: mesh, TLS: server, SVID: svid,
 		Upstream: httpd.Upstream{URL: u, RootCAs: cas, ServerName: c.ServerName, PlainHTTP2: c.PlainHTTP2},
-		Accounts: accounts, FoldCase: c.FoldCase, Cookies: c.Cookies, Logger: logger.With("target", t.Name),
+		Accounts: accounts, FoldCase: c.FoldCase, GraphQL: c.GraphQL, Cookies: c.Cookies, Logger: logger.With("target", t.Name),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("target %s: %w", t.Name, err)

@@ -50,6 +50,8 @@ type Config struct {
 	Accounts []Account
 	// FoldCase decides on paths in lower case, and sends them on so: for servers to which /A and /a are one.
 	FoldCase bool
+	// GraphQL are paths of GraphQL endpoints: operations there are decided by the fields of root types that they ask for.
+	GraphQL []string
 	// Cookies lets cookies pass in both directions. Without it a session of the account's stays at the proxy.
 	Cookies bool
 
@@ -65,11 +67,15 @@ type Engine struct {
 	cfg   Config
 	hop   *hop.Hop
 	relay *httputil.ReverseProxy
-	keyed *mask.Keyed // its key lives as long as the engine
+	keyed *mask.Keyed   // its key lives as long as the engine
+	large chan struct{} // a place for each large operation that is read
 }
 
 // New checks the configuration and makes an engine. It connects to nothing yet.
 func New(cfg Config) (*Engine, error) {
+	if err := checkGraphQL(cfg.GraphQL); err != nil {
+		return nil, fmt.Errorf("making the HTTP engine: %w", err)
+	}
 	h, err := hop.New(hop.Config{
 		Core: cfg.Core, Target: cfg.Target, Mesh: cfg.Mesh, DetailType: actor.HTTPDetail{}.Type(), Protocol: "http", TLS: cfg.TLS, SVID: cfg.SVID, Upstream: cfg.Upstream,
 		Accounts: cfg.Accounts, Cookies: cfg.Cookies, StartupTimeout: cfg.StartupTimeout, MaxConnections: cfg.MaxConnections, Logger: cfg.Logger,
@@ -86,7 +92,7 @@ func New(cfg Config) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making the HTTP engine: %w", err)
 	}
-	e := &Engine{cfg: cfg, hop: h, keyed: keyed}
+	e := &Engine{cfg: cfg, hop: h, keyed: keyed, large: make(chan struct{}, maxLarge)}
 	e.relay = newRelay(e)
 	return e, nil
 }

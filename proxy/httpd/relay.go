@@ -1,6 +1,7 @@
 package httpd
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -56,17 +57,24 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 
 	// 2. What is asked.
-	req, objection := e.parse(r)
+	req, objection := e.parse(w, r)
 	req.cmd.Account = account.Name
+	refuse := func(err error) {
+		if req.verb == "graphql" {
+			e.hop.RefuseWith(w, r, err, writeGraphQLError)
+			return
+		}
+		e.hop.Refuse(w, r, err)
+	}
 	if objection != nil {
-		e.hop.Refuse(w, r, core.Refuse(r.Context(), req.cmd, *objection))
+		refuse(core.Refuse(r.Context(), req.cmd, *objection))
 		return
 	}
 
 	// 3. Whether it may be. The decision is durable when Authorize returns: no request is known to be without effect.
 	pass, err := core.Authorize(r.Context(), req.cmd)
 	if err != nil {
-		e.hop.Refuse(w, r, err)
+		refuse(err)
 		return
 	}
 	x := &exchange{request: req, account: account, core: core, pass: pass}
@@ -80,7 +88,7 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if err != nil {
 		_ = e.complete(ctx, x, "not_sent")
-		e.hop.Refuse(w, r, err)
+		refuse(err)
 		return
 	}
 
@@ -139,6 +147,10 @@ func (e *Engine) rewrite(p *httputil.ProxyRequest) {
 	p.Out.Header.Set(hop.ChainHeader, x.chain)
 	if len(x.pass.Obligations().Masks) > 0 {
 		unmasked(p.Out.Header)
+	}
+	if body := x.request.body; body != nil {
+		p.Out.Body, p.Out.ContentLength, p.Out.TransferEncoding = io.NopCloser(bytes.NewReader(body)), int64(len(body)), nil
+		p.Out.Header.Set("Content-Type", "application/json")
 	}
 	if p.Out.Body != nil && p.Out.Body != http.NoBody {
 		p.Out.Body = counted{p.Out.Body, &x.sent}
@@ -263,8 +275,10 @@ func (c countedBoth) Read(b []byte) (int, error) {
 }
 
 func (c countedBoth) Write(b []byte) (int, error) {
+	// Counted first: what the target has got is never missing from an outcome that is written meanwhile.
+	c.x.sent.Add(int64(len(b)))
 	n, err := c.ReadWriteCloser.Write(b)
-	c.x.sent.Add(int64(n))
+	c.x.sent.Add(int64(n - len(b)))
 	return n, err
 }
 

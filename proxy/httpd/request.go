@@ -28,6 +28,8 @@ type request struct {
 	method string
 	path   string // decoded
 	query  string // encoded
+	keys   string // of the query, see actor.JoinQueryKeys
+	body   []byte // to send instead of the agent's; nil sends that
 	verb   string
 	cmd    proxy.Command
 }
@@ -39,7 +41,7 @@ func (r request) uri() string {
 }
 
 // parse brings a request into its canonical form. The objection, if any, refuses it before it is decided.
-func (e *Engine) parse(r *http.Request) (request, *proxy.Objection) {
+func (e *Engine) parse(w http.ResponseWriter, r *http.Request) (request, *proxy.Objection) {
 	out := request{method: r.Method, cmd: proxy.Command{Kind: "request"}}
 	malformed := func(format string, args ...any) (request, *proxy.Objection) {
 		return out, &proxy.Objection{Class: hop.ClassMalformed, Reason: fmt.Sprintf(format, args...)}
@@ -87,11 +89,21 @@ func (e *Engine) parse(r *http.Request) (request, *proxy.Objection) {
 	if err != nil {
 		return malformed("the query can't be decided: %v", err)
 	}
-	out.query = canonical
+	out.query, out.keys = canonical, joined
 
 	// 3. What is more than a method.
 	if len(r.Header.Values("Content-Type")) > 1 {
 		return malformed("the content has more than one type")
+	}
+	if endpoint, exact := e.graphQL(path); endpoint != "" {
+		out.verb = "graphql"
+		if !exact {
+			return malformed("a server may take this path for its GraphQL endpoint; ask %s itself", endpoint)
+		}
+		if is, objection := e.parseGraphQL(w, r, endpoint, &out); is {
+			return out, objection
+		}
+		out.verb = verb
 	}
 	check := answersOnly
 	if upgrade := r.Header.Values("Upgrade"); len(upgrade) > 0 {

@@ -11,7 +11,7 @@ MCP_VERBS = "call list read prompt complete subscribe sampling elicitation roots
 KUBE_VERBS = (
     "get list watch create update patch delete deletecollection exec attach portforward debug proxy token approve escalate bind reveal nonresource"
 ).split()
-HTTP_VERBS = "get head options post put patch delete grpc upgrade".split()
+HTTP_VERBS = "get head options post put patch delete grpc upgrade query mutation subscription persisted".split()
 VERBS = "select insert update delete truncate ddl admin call set copy lock listen".split()
 _NO_IDENTIFIER = re.compile('[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff.*"]')
 

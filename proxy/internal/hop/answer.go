@@ -37,6 +37,11 @@ func (h *Hop) serveMetadata(w http.ResponseWriter, r *http.Request) {
 
 // Refuse is what an agent hears: the status, RFC 6750's error code if it is one of those, and the refusal.
 func (h *Hop) Refuse(w http.ResponseWriter, r *http.Request, err error) {
+	h.RefuseWith(w, r, err, h.cfg.Problem)
+}
+
+// RefuseWith is Refuse with the words of the engine's protocol, unless it is a call of gRPC.
+func (h *Hop) RefuseWith(w http.ResponseWriter, r *http.Request, err error, write func(http.ResponseWriter, int, *proxy.Refusal)) {
 	var no *proxy.Refusal
 	if !errors.As(err, &no) {
 		no = &proxy.Refusal{Class: ClassUnsupported, Reason: err.Error()}
@@ -59,7 +64,7 @@ func (h *Hop) Refuse(w http.ResponseWriter, r *http.Request, err error) {
 		RefuseGRPC(w, status, no)
 		return
 	}
-	h.cfg.Problem(w, status, no)
+	write(w, status, no)
 }
 
 // WriteProblem is RFC 9457.

@@ -1,0 +1,404 @@
+// Package graphql reads requests to a GraphQL endpoint (October 2021, with the GraphQL over HTTP draft): which operations they hold, and which fields of
+// the root types those ask for. It is the only package that knows the parser.
+//
+// Invariant: what is read is what is sent on. The document is written anew from its tokens, one space between them, every string quoted in one way, no comments;
+// the operations are read from that text. So no server can find another token in it than was decided.
+//
+// Anything that servers read in different ways is an error: members twice or of unknown names, batches, unknown content.
+package graphql
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/vektah/gqlparser/v2/ast"
+	"github.com/vektah/gqlparser/v2/lexer"
+	"github.com/vektah/gqlparser/v2/parser"
+
+	"github.com/deputymesh/deputy/internal/strictjson"
+)
+
+// Limits of a request.
+const (
+	MaxRequest = 1 << 20   // bytes of a body
+	maxText    = 256 << 10 // bytes of a document
+	maxTokens  = 20_000
+	maxFields  = 100 // of root types
+)
+
+// Members of a request, in the order in which they are sent on.
+var members = []string{"query", "operationName", "variables", "extensions"}
+
+// A Request is one request in its one form.
+type Request struct {
+	// Text is the document; "" where only its hash is sent.
+	Text string
+	// Name is the operation that is to run, "" if the document has one without a name.
+	Name string
+	// Operations are all of the document, whichever is to run.
+	Operations []Operation
+	// Hash is the SHA-256 of a document that the server is to know already, in hex.
+	Hash string
+	// Aliased says that some field is given another name in the answer.
+	Aliased bool
+
+	variables, extensions json.RawMessage
+}
+
+// An Operation is what one operation of a document asks for.
+type Operation struct {
+	Type string // query, mutation or subscription
+	Name string
+	// Fields of the root type by their own names, sorted, each once, also those in fragments.
+	Fields []string
+}
+
+// FromBody reads the body of a POST, which is application/json.
+func FromBody(body []byte) (Request, error) {
+	if t := bytes.TrimSpace(body); len(t) > 0 && t[0] == '[' {
+		return Request{}, errors.New("a batch isn't decided; send its operations one by one")
+	}
+	if err := strictjson.Check(body); err != nil {
+		return Request{}, err
+	}
+	var got map[string]json.RawMessage
+	if err := json.Unmarshal(body, &got); err != nil {
+		return Request{}, err
+	}
+	text := map[string]string{}
+	for _, name := range []string{"query", "operationName"} {
+		if raw, ok := got[name]; ok && string(raw) != "null" {
+			var s *string
+			if err := json.Unmarshal(raw, &s); err != nil {
+				return Request{}, fmt.Errorf("%s is no string", name)
+			}
+			text[name] = *s
+		}
+	}
+	for name := range got {
+		if !slices.Contains(members, name) {
+			return Request{}, fmt.Errorf("the member %.64q isn't known", name)
+		}
+	}
+	return read(text["query"], text["operationName"], got["variables"], got["extensions"])
+}
+
+// FromQuery reads the query of a GET's URL. It gives the keys that aren't GraphQL's back.
+func FromQuery(raw string) (r Request, others string, err error) {
+	got := map[string]string{}
+	var rest []string
+	for _, part := range strings.Split(raw, "&") {
+		key, value, _ := strings.Cut(part, "=")
+		name, err := url.QueryUnescape(key)
+		if err != nil {
+			return Request{}, "", err
+		}
+		if !IsMember(name) {
+			rest = append(rest, part)
+			continue
+		}
+		if _, twice := got[name]; twice || !slices.Contains(members, name) {
+			return Request{}, "", fmt.Errorf("the key %.64q stands there twice, or in an unknown spelling", name)
+		}
+		if got[name], err = url.QueryUnescape(value); err != nil {
+			return Request{}, "", err
+		}
+		if !utf8.ValidString(got[name]) {
+			return Request{}, "", strictjson.ErrUTF8
+		}
+	}
+	r, err = read(got["query"], got["operationName"], json.RawMessage(got["variables"]), json.RawMessage(got["extensions"]))
+	return r, strings.Join(rest, "&"), err
+}
+
+// otherMembers are names by which some servers take a document, or its place among those they know.
+var otherMembers = []string{"id", "docId", "doc_id", "documentId", "queryId", "hash", "persistedQuery", "operations", "map"}
+
+// IsMember says whether some server could take a key of a URL for a member of a request.
+func IsMember(key string) bool {
+	name, _, _ := strings.Cut(key, "[")
+	is := func(m string) bool { return strings.EqualFold(m, name) }
+	return slices.ContainsFunc(members, is) || slices.ContainsFunc(otherMembers, is)
+}
+
+func read(text, name string, variables, extensions json.RawMessage) (Request, error) {
+	r := Request{Name: name}
+	var err error
+	if r.variables, err = object("variables", variables); err != nil {
+		return Request{}, err
+	}
+	if r.extensions, err = object("extensions", extensions); err != nil {
+		return Request{}, err
+	}
+	if err := r.takePersisted(text); err != nil {
+		return Request{}, err
+	}
+	if r.Hash != "" {
+		return r, nil
+	}
+	if r.Text, err = canonical(text); err != nil {
+		return Request{}, err
+	}
+	if err := r.parse(); err != nil {
+		return Request{}, err
+	}
+	return r, nil
+}
+
+// object is an object in its compact form; nil where there is none.
+func object(what string, raw json.RawMessage) (json.RawMessage, error) {
+	if s := strings.TrimSpace(string(raw)); s == "" || s == "null" {
+		return nil, nil
+	}
+	if err := strictjson.Check(raw); err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	var out bytes.Buffer
+	if err := json.Compact(&out, raw); err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	return out.Bytes(), nil
+}
+
+// takePersisted takes the extension for documents that the server knows by their hash (automatic persisted queries) out of the request. With
+// the document it isn't needed: the document is sent in another form, which has another hash.
+func (r *Request) takePersisted(text string) error {
+	var all map[string]json.RawMessage
+	if r.extensions != nil {
+		if err := json.Unmarshal(r.extensions, &all); err != nil {
+			return err
+		}
+	}
+	var raw json.RawMessage
+	for name := range all {
+		if strings.EqualFold(name, "persistedQuery") {
+			raw = all[name]
+			delete(all, name)
+		}
+	}
+	if raw == nil {
+		if text == "" {
+			return errors.New("there is no query")
+		}
+		return nil
+	}
+	var p struct {
+		Version    json.RawMessage `json:"version,omitempty"`
+		Sha256Hash string          `json:"sha256Hash"`
+	}
+	if err := strictjson.Unmarshal(raw, &p); err != nil {
+		return fmt.Errorf("extensions.persistedQuery: %w", err)
+	}
+	if sum, err := hex.DecodeString(p.Sha256Hash); err != nil || len(sum) != sha256.Size || strings.ToLower(p.Sha256Hash) != p.Sha256Hash {
+		return errors.New("extensions.persistedQuery: a SHA-256 in hex is expected")
+	}
+	if text == "" {
+		r.Hash = p.Sha256Hash
+		return nil
+	}
+	if sum := sha256.Sum256([]byte(text)); hex.EncodeToString(sum[:]) != p.Sha256Hash {
+		return errors.New("extensions.persistedQuery is the hash of another document")
+	}
+	r.extensions = nil
+	if len(all) > 0 {
+		r.extensions, _ = json.Marshal(all) // its own members
+	}
+	return nil
+}
+
+// canonical writes a document anew from its tokens.
+func canonical(text string) (string, error) {
+	if len(text) > maxText {
+		return "", fmt.Errorf("the document has %d bytes; at most %d can be decided", len(text), maxText)
+	}
+	l := lexer.New(&ast.Source{Input: text})
+	var out bytes.Buffer
+	enc := json.NewEncoder(&out)
+	enc.SetEscapeHTML(false)
+	for n := 0; ; n++ {
+		t, err := l.ReadToken()
+		switch {
+		case err != nil:
+			return "", err
+		case n > maxTokens:
+			return "", fmt.Errorf("the document has more than %d tokens", maxTokens)
+		case t.Kind == lexer.EOF:
+			return strings.TrimSuffix(out.String(), " "), nil
+		case t.Kind == lexer.Comment:
+			continue
+		case t.Kind == lexer.String || t.Kind == lexer.BlockString:
+			if err := enc.Encode(t.Value); err != nil {
+				return "", err
+			}
+			out.Truncate(out.Len() - 1) // a line feed
+		case t.Kind == lexer.Name || t.Kind == lexer.Int || t.Kind == lexer.Float:
+			out.WriteString(t.Value)
+		case punctuators[t.Kind] != "":
+			out.WriteString(punctuators[t.Kind])
+		default:
+			return "", fmt.Errorf("a token of the kind %s", t.Kind)
+		}
+		out.WriteByte(' ')
+	}
+}
+
+var punctuators = map[lexer.Type]string{
+	lexer.Bang: "!", lexer.Dollar: "$", lexer.Amp: "&", lexer.ParenL: "(", lexer.ParenR: ")", lexer.Spread: "...", lexer.Colon: ":", lexer.Equals: "=", lexer.At: "@",
+	lexer.BracketL: "[", lexer.BracketR: "]", lexer.BraceL: "{", lexer.BraceR: "}", lexer.Pipe: "|",
+}
+
+// parse reads the operations.
+func (r *Request) parse() error {
+	doc, err := parser.ParseQueryWithTokenLimit(&ast.Source{Input: r.Text}, 2*maxTokens)
+	if err != nil {
+		return err
+	}
+	fragments := map[string]*ast.FragmentDefinition{}
+	for _, f := range doc.Fragments {
+		if fragments[f.Name] != nil {
+			return fmt.Errorf("the fragment %s stands there twice", f.Name)
+		}
+		fragments[f.Name] = f
+		r.Aliased = r.Aliased || aliased(f.SelectionSet)
+	}
+	names := map[string]bool{}
+	fields := 0
+	for _, o := range doc.Operations {
+		if names[o.Name] {
+			return errors.New("two operations have one name, or none")
+		}
+		names[o.Name] = true
+		found := map[string]bool{}
+		if err := roots(o.SelectionSet, fragments, map[string]bool{}, found); err != nil {
+			return err
+		}
+		op := Operation{Type: string(o.Operation), Name: o.Name}
+		for f := range found {
+			op.Fields = append(op.Fields, f)
+		}
+		slices.Sort(op.Fields)
+		if fields += len(op.Fields); len(op.Fields) == 0 || fields > maxFields {
+			return fmt.Errorf("1 to %d fields of root types can be decided", maxFields)
+		}
+		r.Operations = append(r.Operations, op)
+		r.Aliased = r.Aliased || aliased(o.SelectionSet)
+	}
+	switch {
+	case len(doc.Operations) == 0:
+		return errors.New("the document has no operation")
+	case r.Name != "" && !names[r.Name]:
+		return errors.New("operationName is none of the document's")
+	case r.Name == "" && len(doc.Operations) > 1:
+		return errors.New("the document has several operations, and operationName doesn't say which is to run")
+	}
+	return nil
+}
+
+// roots collects the fields that a selection on a root type asks for, also by way of fragments, whatever directives say.
+func roots(set ast.SelectionSet, fragments map[string]*ast.FragmentDefinition, seen, found map[string]bool) error {
+	for _, s := range set {
+		switch s := s.(type) {
+		case *ast.Field:
+			found[s.Name] = true
+		case *ast.InlineFragment:
+			if err := roots(s.SelectionSet, fragments, seen, found); err != nil {
+				return err
+			}
+		case *ast.FragmentSpread:
+			f := fragments[s.Name]
+			if f == nil {
+				return fmt.Errorf("the fragment %.64s isn't in the document", s.Name)
+			}
+			if seen[s.Name] {
+				continue
+			}
+			seen[s.Name] = true
+			if err := roots(f.SelectionSet, fragments, seen, found); err != nil {
+				return err
+			}
+		default:
+			return fmt.Errorf("a selection of an unknown kind, %T", s)
+		}
+	}
+	return nil
+}
+
+// aliased says whether some field at any depth has another name in the answer than its own.
+func aliased(set ast.SelectionSet) bool {
+	return slices.ContainsFunc(set, func(s ast.Selection) bool {
+		switch s := s.(type) {
+		case *ast.Field:
+			return s.Alias != s.Name || aliased(s.SelectionSet)
+		case *ast.InlineFragment:
+			return aliased(s.SelectionSet)
+		}
+		return false
+	})
+}
+
+// Body is the request as a body.
+func (r Request) Body() []byte {
+	var b bytes.Buffer
+	b.WriteByte('{')
+	for _, name := range members {
+		if v := r.member(name); v != nil {
+			if b.Len() > 1 {
+				b.WriteByte(',')
+			}
+			b.WriteString(`"` + name + `":`)
+			b.Write(v)
+		}
+	}
+	b.WriteByte('}')
+	return b.Bytes()
+}
+
+func (r Request) member(name string) []byte {
+	text := map[string]string{"query": r.Text, "operationName": r.Name}[name]
+	switch {
+	case name == "variables":
+		return r.variables
+	case name == "extensions":
+		return r.extensions
+	case text == "":
+		return nil
+	}
+	out, _ := json.Marshal(text) // a string
+	return out
+}
+
+// Query is the request as the query of a URL.
+func (r Request) Query() string {
+	var parts []string
+	for name, v := range map[string]string{"query": r.Text, "operationName": r.Name, "variables": string(r.variables), "extensions": string(r.extensions)} {
+		if v != "" {
+			parts = append(parts, name+"="+url.QueryEscape(v))
+		}
+	}
+	slices.Sort(parts)
+	return strings.Join(parts, "&")
+}
+
+// Summary says what is asked for, without arguments and what is below the root: "query Orders { customers orders }".
+func (r Request) Summary() string {
+	if r.Hash != "" {
+		return "persisted " + r.Hash
+	}
+	var out []string
+	for _, o := range r.Operations {
+		s := o.Type
+		if o.Name != "" {
+			s += " " + o.Name
+		}
+		out = append(out, s+" { "+strings.Join(o.Fields, " ")+" }")
+	}
+	return strings.Join(out, ", ")
+}
