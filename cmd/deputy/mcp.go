@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"os/exec"
 	"strings"
@@ -73,32 +74,52 @@ func serveMCP(cmd *cobra.Command, listen string, cfg mcpstdio.ServerConfig, toke
 
 func newMCPConnectCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "connect TARGET",
+		Use:   "connect TARGET|URL",
 		Short: "Connect a client that speaks MCP on standard input and output to a tool server",
 		Long: "connect is the tool server's stand-in for a client that starts its servers itself: what the client writes to it goes through the run's listener and\n" +
-			"the proxy to the target, and answers come back on standard output. It works inside `deputy run` only. It ends when its input has ended and all is answered.",
+			"the proxy to the target, and answers come back on standard output. It works inside `deputy run` only, and finds the listener in DEPUTY_URL_<TARGET>;\n" +
+			"where a client hides the environment from its servers, give that variable's value. It ends when its input has ended and all is answered.",
 		Example: "  deputy run --as planner --target tools -- mcp-inspector --cli deputy mcp connect tools --method tools/list",
 		Args:    oneArg("the target's name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			variable := "DEPUTY_URL_" + strings.ToUpper(strings.ReplaceAll(args[0], "-", "_"))
-			url := os.Getenv(variable)
-			if url == "" {
-				return fmt.Errorf("%s isn't set: %s is no tool server of this run, or this is no `deputy run`", variable, args[0])
+			endpoint, err := listenerOf(args[0])
+			if err != nil {
+				return err
 			}
 			// The run's listener, whatever proxy the environment names.
 			transport := &http.Transport{MaxIdleConnsPerHost: 64, DisableCompression: true}
 			defer transport.CloseIdleConnections()
 			c := &mcpstdio.Client{
-				Endpoint: url, Log: runLogger(cmd.ErrOrStderr(), false),
+				Endpoint: endpoint, Log: runLogger(cmd.ErrOrStderr(), false),
 				HTTP: &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
 			}
-			err := c.Serve(cmd.Context(), os.Stdin, os.Stdout)
+			err = c.Serve(cmd.Context(), os.Stdin, os.Stdout)
 			if errors.Is(err, context.Canceled) {
 				return nil
 			}
 			return err
 		},
 	}
+}
+
+// listenerOf finds the run's listener of a target, which clients that keep the environment to themselves may name by its URL.
+func listenerOf(name string) (string, error) {
+	if strings.HasPrefix(name, "http:") {
+		u, err := url.Parse(name)
+		if err != nil {
+			return "", fmt.Errorf("%q is no URL", name)
+		}
+		if at, err := netip.ParseAddrPort(u.Host); err != nil || !at.Addr().IsLoopback() || u.Path != mcpstdio.Path || u.RawQuery != "" || u.User != nil {
+			return "", fmt.Errorf("%q is no listener of a run, such as http://127.0.0.1:41001%s", name, mcpstdio.Path)
+		}
+		return name, nil
+	}
+	variable := "DEPUTY_URL_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
+	endpoint := os.Getenv(variable)
+	if endpoint == "" {
+		return "", fmt.Errorf("%s isn't set: %s is no tool server of this run, or this is no `deputy run`, or whoever started this hides the environment: then give the variable's value instead of the name", variable, name)
+	}
+	return endpoint, nil
 }
 
 func newMCPReviewCommand() *cobra.Command {

@@ -20,6 +20,9 @@ type toolServer struct{ url, bearer string }
 // Tools puts a tool server behind the proxy, as ToolTarget, for analysts. It is an option of a policy set that speaks about it.
 func Tools(server *testweb.Tools) Option { return toolsAt(server.URL, testweb.ToolToken) }
 
+// ToolsBehind is [Tools] for a server at http://host:port that demands a bearer token.
+func ToolsBehind(url, bearer string) Option { return toolsAt(url, bearer) }
+
 // ToolsAt is [Tools] for a server at http://host:port that demands no credential.
 func ToolsAt(url string) Option { return toolsAt(url, "") }
 
