@@ -32,6 +32,7 @@ var parts = []struct {
 	{"http", measureHTTP},
 	{"tcp", measureTCP},
 	{"ssh", measureSSH},
+	{"kube", measureKube},
 }
 
 // TestMain makes the binary the programs that it measures as well.

@@ -83,7 +83,9 @@ func (w web) get(c *http.Client, path string) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	q.Header.Set("Authorization", "Bearer "+w.bearer)
+	if w.bearer != "" {
+		q.Header.Set("Authorization", "Bearer "+w.bearer)
+	}
 	a, err := c.Do(q)
 	if err != nil {
 		return 0, err

@@ -32,6 +32,7 @@ omitStages: [RequestReceived]
 rules:
 - level: None
   nonResourceURLs: ["/readyz*", "/livez*", "/healthz*"]
+- {level: Metadata, verbs: [list, watch]}
 - level: RequestResponse
 `
 
