@@ -127,6 +127,9 @@ func (x *exchange) read(r *http.Request) error {
 		return malformed("%v", err)
 	}
 	x.cmd.Scrubbed = r.Method + " " + x.request.path
+	if x.request.verb == "" && isDiscovery(x.request.path) {
+		asText(x.w.Header())
+	}
 	for name := range r.Header {
 		if strings.HasPrefix(name, "Impersonate-") {
 			return unsupported("nobody acts as somebody else here: the proxy says to the cluster who asks")
@@ -266,6 +269,7 @@ var ofHop = []string{"Connection", "Keep-Alive", "Proxy-Connection", "Te", "Trai
 func (x *exchange) head(a *http.Response) {
 	x.e.hop.CleanAnswer(a.Header)
 	h := x.w.Header()
+	h.Del("Content-Type") // a refusal's; an answer without content has none
 	for name, values := range a.Header {
 		if !contains(ofHop, name) {
 			h[name] = values

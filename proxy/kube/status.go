@@ -2,6 +2,7 @@ package kube
 
 import (
 	"encoding/json"
+	"io"
 	"net/http"
 
 	"github.com/deputymesh/deputy/proxy"
@@ -21,9 +22,20 @@ var reasons = map[int]string{
 	http.StatusServiceUnavailable: "ServiceUnavailable", http.StatusBadGateway: "InternalError",
 }
 
+// asText makes a refusal a plain text. kubectl shows no other of discovery, which it reads without a look at a Status.
+func asText(h http.Header) { h.Set("Content-Type", plainText) }
+
+const plainText = "text/plain; charset=utf-8"
+
 // writeStatus says a refusal as the API server does (meta/v1 Status), so that clients show it. The class and the record stand in its causes.
 func writeStatus(w http.ResponseWriter, status int, no *proxy.Refusal) {
 	h := w.Header()
+	if h.Get("Content-Type") == plainText {
+		h.Set("Cache-Control", "no-store")
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, "deputy: "+no.Error()+"\n")
+		return
+	}
 	h.Set("Content-Type", typeJSON)
 	h.Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
