@@ -13,6 +13,13 @@ const toolPolicies = `
   when { resource.hasTag("path") && resource.getTag("path") like "/public/*" };
 @id("few") permit (principal, action == Deputy::Action::"mcp:call", resource == Deputy::Tool::"tools/top") when { resource.hasTag("n") && resource.getTag("n") == "10" };
 @id("any") permit (principal, action in Deputy::Action::"write", resource == Deputy::Tool::"tools/any %2F tool");
+@id("filter") permit (principal, action == Deputy::Action::"mcp:call", resource == Deputy::Tool::"tools/find")
+  when { resource.hasTag("/filter/path") && resource.getTag("/filter/path") like "/public/*" && ["/filter/path", "/filter/kinds/*"].containsAll(resource.nested) };
+@id("two") permit (principal, action == Deputy::Action::"mcp:call", resource == Deputy::Tool::"tools/two")
+  when { resource.hasTag("/paths/0") && resource.getTag("/paths/0") like "/public/*" && !resource.hasTag("/paths/1") && resource.nested == ["/paths/*"] };
+@id("no-deep-force") forbid (principal, action, resource is Deputy::Tool in Deputy::Target::"tools") when { resource.nested.contains("/steps/*/force") };
+@id("steps") permit (principal, action == Deputy::Action::"mcp:call", resource == Deputy::Tool::"tools/steps");
+@id("slash") permit (principal, action == Deputy::Action::"mcp:call", resource == Deputy::Tool::"tools/slash") when { resource.hasTag("/a/b") && resource.getTag("/a/b") == "yes" };
 @id("no-force") forbid (principal, action, resource is Deputy::Tool in Deputy::Target::"tools") when { resource.arguments.contains("force") };
 @id("memo") permit (principal, action in Deputy::Action::"read", resource is Deputy::McpResource in Deputy::Target::"tools") when { resource.uri like "memo:///public/*" };
 @id("prompt") permit (principal, action == Deputy::Action::"mcp:prompt", resource == Deputy::Prompt::"tools/review");
@@ -57,6 +64,27 @@ func TestToolsAreDecidedByTheirArguments(t *testing.T) {
 		{"mcp:call", tool("top", `{"n":1e1}`), "few"},
 		{"mcp:call", tool("top", `{"n":10.0}`), "few"},
 		{"mcp:call", tool("top", `{"n":10.5}`), ""},
+		{"mcp:call", tool("find", `{"filter":{"path":"/public/a"}}`), "filter"},
+		{"mcp:call", tool("find", `{"filter":{"p\u0061th":"/public/a","kinds":["x",{},[]]},"n":1}`), "filter"},
+		{"mcp:call", tool("find", `{"filter":{"path":"/secret/a"}}`), ""},
+		{"mcp:call", tool("find", `{"filter":{"path":"/public/a","more":1}}`), ""},
+		{"mcp:call", tool("find", `{"filter":{"path":"/public/a","kinds":{"*":"x"}}}`), ""},
+		{"mcp:call", tool("find", `{"filter":{"path":"/public/a","kinds":{"0":"x"}}}`), ""},
+		{"mcp:call", tool("find", `{"filter":{"path":["/public/a"]}}`), ""},
+		{"mcp:call", tool("find", `{"/filter/path":"/public/a"}`), ""},
+		{"mcp:call", tool("find", `{"/filter/path":"/public/a","filter":{"path":"/secret/a"}}`), ""},
+		{"mcp:call", tool("find", `{"filter":{"path":"/public/a"},"filter/path":{"x":1}}`), ""},
+		{"mcp:call", tool("two", `{"paths":["/public/a"]}`), "two"},
+		{"mcp:call", tool("two", `{"paths":["/public/a","/secret/b"]}`), ""},
+		{"mcp:call", tool("two", `{"paths":{"0":"/public/a"}}`), ""},
+		{"mcp:call", tool("steps", `{"steps":[{"a":1},{"b":{"c":2}}]}`), "steps"},
+		{"mcp:call", tool("steps", `{"steps":[{"a":1},{"a":2},{"force":null}]}`), ""},
+		{"mcp:call", tool("steps", `{"steps":[{"force":{}}]}`), ""},
+		{"mcp:call", tool("steps", `{"/force":1}`), "steps"},
+		{"mcp:call", tool("slash", `{"a":{"b":"yes"}}`), "slash"},
+		{"mcp:call", tool("slash", `{"/a/b":"yes"}`), ""},
+		{"mcp:call", tool("slash", `{"a/b":"yes"}`), ""},
+		{"mcp:call", tool("slash", `{"a":"no","":{"a":{"b":"yes"}}}`), ""},
 		{"mcp:call", tool("any / tool", ""), "any"},
 		{"mcp:call", tool("any", ""), ""},
 		{"mcp:read", policy.MCPResource("tools", "memo:///public/a"), "memo"},
@@ -91,6 +119,23 @@ func TestWhatIsNoObjectOfAToolServerIsUndecided(t *testing.T) {
 		if d := set.Decide(policy.Request{Subject: subject(t, facts(nil, planner)), Now: now, Action: action, Resource: r}); d.Allow || d.Err == nil {
 			t.Errorf("%s: %+v", name, d)
 		}
+	}
+}
+
+// A small text can't become a large one by the names that its values stand under.
+func TestArgumentsThatHoldTooMuchAreNotDecided(t *testing.T) {
+	name := strings.Repeat("n", 1000)
+	for what, text := range map[string]string{
+		"values": `{"a":[` + strings.Repeat("1,", 20_000) + `1]}`,
+		"names":  `{"` + name + `":[` + strings.Repeat("1,", 5_000) + `1]}`,
+		"levels": `{"a":` + strings.Repeat("[", 20) + strings.Repeat("]", 20) + `}`,
+	} {
+		if _, err := policy.Arguments([]byte(text)); err == nil || !strings.Contains(err.Error(), "than can be decided") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if text, err := policy.Arguments([]byte(`{"a":[` + strings.Repeat("1,", 10_000) + `1]}`)); err != nil || len(text) < 100_000 {
+		t.Errorf("%d bytes: %v", len(text), err)
 	}
 }
 

@@ -122,7 +122,9 @@ func argumentNames(arguments string) string {
 	_ = json.Unmarshal([]byte(arguments), &in) // it is our own spelling
 	var names []string
 	for name := range in {
-		names = append(names, name)
+		if !strings.HasPrefix(name, "/") { // what is inside, as a rule
+			names = append(names, name)
+		}
 	}
 	slices.Sort(names)
 	return "(" + strings.Join(names, ", ") + ")"

@@ -172,24 +172,18 @@ func checkParams(h http.Header, m message) *fault {
 	return nil
 }
 
-// scalars are the values of all members, at any depth, as text.
+// scalars are all values, at any depth, as text.
 func scalars(raw json.RawMessage) []string {
-	o, err := parseObject(raw)
-	if err != nil {
-		return nil
-	}
-	var out []string
 	text, err := policy.Arguments(raw)
 	if err != nil {
 		return nil
 	}
-	var top map[string]*string
-	_ = json.Unmarshal([]byte(text), &top) // our own spelling
-	for name, v := range top {
+	var all map[string]*string
+	_ = json.Unmarshal([]byte(text), &all) // our own spelling
+	var out []string
+	for _, v := range all {
 		if v != nil {
 			out = append(out, *v)
-		} else {
-			out = append(out, scalars(o[name])...)
 		}
 	}
 	return out
