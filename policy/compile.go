@@ -24,6 +24,8 @@ type rule struct {
 	actions     []types.EntityUID
 	permit      bool
 	obligations Obligations
+	// wider are the forms of a forbid for requests about many objects, by what they leave open; see kubereach.go.
+	wider [4]*cedar.Policy
 }
 
 // Check compiles a source and returns every fault it finds, in the order of the files; nil means that
@@ -100,6 +102,9 @@ func (s *Set) compileRule(file string, p *cedar.Policy) (*rule, []error) {
 		errs = append(errs, r.problem("%s", what))
 	}
 	r.actions = s.vocabulary.scopeActions(tree.Action)
+	if len(errs) == 0 {
+		r.widen()
+	}
 	return r, errs
 }
 

@@ -158,3 +158,58 @@ func TestIDsOfDifferentClusterObjectsDiffer(t *testing.T) {
 		}
 	})
 }
+
+// A forbid about a namespace or an object isn't gone around by asking for more than that.
+func TestWhatIsForbiddenIsntHadByAskingForAll(t *testing.T) {
+	const permit = `@id("all") permit (principal, action, resource in Deputy::Target::"prod");`
+	list := func(namespace, resource, name string) policy.Resource {
+		o := actor.KubeObject{Namespace: namespace, Name: name}
+		o.Resource, o.Group, _ = strings.Cut(resource, ".")
+		return policy.KubeResource("prod", o)
+	}
+	for _, c := range []struct {
+		forbid          string
+		allowed, refuse []policy.Resource
+	}{
+		{`action, resource in Deputy::KubeNamespace::"prod/kube-system")`,
+			[]policy.Resource{list("shop", "pods", ""), list("shop", "secrets", "db"), list("", "nodes", ""), list("", "clusterroles.rbac.authorization.k8s.io", "")},
+			[]policy.Resource{list("", "pods", ""), list("", "pods", "web"), list("kube-system", "pods", ""), list("", "namespaces", ""), list("", "things.example.com", "")}},
+		{`action in Deputy::Action::"read", resource == Deputy::KubeResource::"prod/shop/secrets/db")`,
+			[]policy.Resource{list("shop", "configmaps", ""), list("other", "secrets", ""), list("shop", "secrets", "x"), list("", "pods", "")},
+			[]policy.Resource{list("shop", "secrets", ""), list("", "secrets", ""), list("", "secrets", "db")}},
+		{`action, resource) when { resource is Deputy::KubeResource && resource.resource == "secrets" && resource.name == "root-ca" }`,
+			[]policy.Resource{list("", "pods", ""), list("shop", "secrets", "x"), list("shop", "configmaps", "")},
+			[]policy.Resource{list("", "secrets", ""), list("shop", "secrets", ""), list("shop", "secrets", "root-ca")}},
+		{`action, resource is Deputy::KubeResource) unless { resource.namespace == "shop" || resource.namespace like "shop-*" }`,
+			[]policy.Resource{list("shop", "pods", ""), list("shop-eu", "pods", "")},
+			[]policy.Resource{list("", "pods", ""), list("other", "pods", ""), list("", "nodes", "")}},
+		{`action, resource is Deputy::KubeResource) unless { resource.name != "prod" }`,
+			[]policy.Resource{list("shop", "pods", "x")}, []policy.Resource{list("shop", "pods", ""), list("", "pods", "")}},
+		{`action, resource is Deputy::KubeResource) when { if resource.name == "a" then false else resource.group == "apps" }`,
+			[]policy.Resource{list("shop", "pods", "x"), list("shop", "deployments.apps", "a")}, []policy.Resource{list("shop", "deployments.apps", "")}},
+		{`action, resource is Deputy::KubeResource) when { resource in Deputy::KubeNamespace::"prod/a" || [Deputy::KubeResource::"prod/b/pods/x"].contains(resource) }`,
+			[]policy.Resource{list("c", "pods", "y")}, []policy.Resource{list("", "pods", ""), list("b", "pods", "")}},
+		{`action in [Deputy::Action::"write", Deputy::Action::"admin"], resource in Deputy::KubeNamespace::"prod/kube-system")`,
+			[]policy.Resource{list("", "pods", ""), list("kube-system", "pods", "")}, nil},
+		{`action, resource in Deputy::KubeNamespace::"other/kube-system")`, []policy.Resource{list("", "pods", "")}, nil},
+		{`action, resource in Deputy::Target::"prod") when { context.chain.depth > 5 && resource.name == "x" }`, []policy.Resource{list("", "pods", "")}, nil},
+		{`action, resource in Deputy::Target::"prod") when { resource in Deputy::Target::"other" }`, []policy.Resource{list("", "pods", "")}, nil},
+	} {
+		set, err := policy.Compile(kubeSource(permit + "\n@id(\"no\") forbid (principal, " + c.forbid + ";"))
+		if err != nil {
+			t.Fatalf("%s: %v", c.forbid, err)
+		}
+		for _, verb := range []string{"list", "watch"} {
+			for i, r := range append(c.allowed, c.refuse...) {
+				d := set.Decide(policy.Request{Subject: subject(t, facts(nil, planner)), Now: now, Action: "kube:" + verb, Resource: r})
+				if want := i < len(c.allowed); d.Err != nil || d.Allow != want || !want && strings.Join(d.Policies, ",") != "no" {
+					t.Errorf("%s\n%s of %s: %+v", c.forbid, verb, r, d)
+				}
+			}
+		}
+		// What names its object is decided as it was.
+		if d := set.Decide(policy.Request{Subject: subject(t, facts(nil, planner)), Now: now, Action: "kube:get", Resource: list("zzz", "endpoints", "zzz")}); d.Err != nil {
+			t.Errorf("%s: %+v", c.forbid, d)
+		}
+	}
+}

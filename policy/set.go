@@ -138,11 +138,15 @@ func (s *Set) decide(r Request, choose func(types.EntityUID) cedar.PolicyIterato
 		named = named || rule.names(req.Action)
 	}
 	slices.Sort(d.Policies)
+	inside := s.forbiddenInside(req, r.Resource, entities)
 	switch {
 	case verdict == cedar.Allow && r.Exact && !exact:
 		d.Reason = fmt.Sprintf("%s on %s needs a policy written for exactly that (resource == …); %s is wider", r.Action, r.Resource, quoted(d.Policies))
 	case verdict == cedar.Allow && !named:
 		d.Reason = fmt.Sprintf("%s on %s needs a policy that names this action in its head; %s is wider", r.Action, r.Resource, quoted(d.Policies))
+	case verdict == cedar.Allow && len(inside) > 0:
+		d.Policies = inside
+		d.Reason = fmt.Sprintf("policy %s forbids %s on some of what %s may be; ask about a namespace or an object that it leaves", quoted(inside), r.Action, r.Resource)
 	case verdict == cedar.Allow:
 		d.Allow = true
 		for _, reason := range diag.Reasons {
