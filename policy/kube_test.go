@@ -192,7 +192,7 @@ func TestWhatIsForbiddenIsntHadByAskingForAll(t *testing.T) {
 		{`action in [Deputy::Action::"write", Deputy::Action::"admin"], resource in Deputy::KubeNamespace::"prod/kube-system")`,
 			[]policy.Resource{list("", "pods", ""), list("kube-system", "pods", "")}, nil},
 		{`action, resource in Deputy::KubeNamespace::"other/kube-system")`, []policy.Resource{list("", "pods", "")}, nil},
-		{`action, resource in Deputy::Target::"prod") when { context.chain.depth > 5 && resource.name == "x" }`, []policy.Resource{list("", "pods", "")}, nil},
+		{`action, resource is Deputy::KubeResource in Deputy::Target::"prod") when { context.chain.depth > 5 && resource.name == "x" }`, []policy.Resource{list("", "pods", "")}, nil},
 		{`action, resource in Deputy::Target::"prod") when { resource in Deputy::Target::"other" }`, []policy.Resource{list("", "pods", "")}, nil},
 	} {
 		set, err := policy.Compile(kubeSource(permit + "\n@id(\"no\") forbid (principal, " + c.forbid + ";"))
