@@ -214,6 +214,8 @@ func TestKubectl(t *testing.T) {
 		{"patch a secret", `patch secret db -p {"stringData":{"other":"x"}} -o yaml`, "", 0, "other: bWFza2VkIGJ5IGRlcHV0eQ=="},
 		{"label a secret", "label secret db a=b", "", 0, "labeled"},
 		{"test a secret's value", `patch secret db --type=json -p [{"op":"test","path":"/data/password","value":"` + value64 + `"}]`, "", 1, "would tell what they are"},
+		{"break a secret", `patch secret db --type=merge -p {"data":{"a":"@@"}}`, "", 1, "words are withheld"},
+		{"break a secret, strategic", `patch secret db -p {"data":{"a":["b"]}}`, "", 1, "words are withheld"},
 		{"delete a secret", "delete secret made", "", 0, "deleted"},
 		{"delete", "delete configmap c", "", 0, "deleted"},
 		{"delete --all", "delete configmaps --all", "", 0, ""},

@@ -57,6 +57,9 @@ func (m *masker) counts() []audit.MaskedCount {
 // object is one object with its masks on, as JSON.
 func (m *masker) object(o map[string]any) ([]byte, error) {
 	m.hidden = nil
+	if kind, _ := o["kind"].(string); kind == "Status" {
+		failure(o)
+	}
 	m.secret(o)
 	if meta, ok := o["metadata"].(map[string]any); ok {
 		if err := m.metadata(meta); err != nil {
@@ -111,6 +114,26 @@ func (m *masker) hide(value any, isBase64 bool) any {
 		m.values++
 	}
 	return values
+}
+
+// plainReasons are those of failures whose text is about the request. Others quote the object: what can't be decoded, with what stands around it
+// in older servers, and what isn't valid.
+var plainReasons = []string{
+	"Unauthorized", "Forbidden", "NotFound", "AlreadyExists", "Conflict", "Gone", "Expired", "TooManyRequests", "Timeout", "ServerTimeout", "MethodNotAllowed", "NotAcceptable",
+	"UnsupportedMediaType", "RequestEntityTooLarge",
+}
+
+const withheldText = "the cluster's words are withheld: they could hold a masked value"
+
+// failure takes the text out of a Status that may quote an object.
+func failure(o map[string]any) {
+	if reason, _ := o["reason"].(string); o["status"] != "Failure" || contains(plainReasons, reason) {
+		return
+	}
+	o["message"] = withheldText
+	if details, ok := o["details"].(map[string]any); ok {
+		delete(details, "causes")
+	}
 }
 
 // minHidden is how long a value is at least that is looked for elsewhere in its object.

@@ -77,15 +77,20 @@ func TestValuesOfSecretsAreInNoFormOfAnAnswer(t *testing.T) {
 		"of a group":                   {"GET", "/apis/copies.example/v1/namespaces/shop/secrets/db", "", aSecret(), nil},
 		"status of":                    {"GET", "/api/v1/namespaces/shop/secrets/db/status", "", aSecret(), nil},
 		"a failure":                    {"GET", "/api/v1/namespaces/shop/secrets/db", "", map[string]any{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "details": map[string]any{"name": "db"}, "code": 404}, []string{`"details":{"name":"db"}`}},
+		"a failure that quotes":        {"PATCH", "/api/v1/namespaces/shop/secrets/db", "", map[string]any{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "BadRequest", "message": "bigger context ..." + value64, "details": map[string]any{"name": "db", "causes": []any{map[string]any{"message": value}}}, "code": 400}, []string{`"details":{"name":"db"}`, "words are withheld"}},
 		"no map":                       {"GET", "/api/v1/namespaces/shop/secrets/db", "", map[string]any{"kind": "Secret", "data": []any{value64}, "stringData": value}, nil},
 	} {
 		r := newRig(t, answer("application/json", marshal(c.cluster)))
 		noReveal(r)
 		body := ""
-		if c.method == "PUT" {
+		if c.method == "PUT" || c.method == "PATCH" {
 			body = `{"metadata":{"name":"db","resourceVersion":"1"},"stringData":{"a":"b"}}`
 		}
-		a := r.ask(c.method, c.uri, body, "Accept", c.accept)
+		header := []string{"Accept", c.accept}
+		if c.method == "PATCH" {
+			header = append(header, "Content-Type", "application/merge-patch+json")
+		}
+		a := r.ask(c.method, c.uri, body, header...)
 		got := text(t, a)
 		if a.StatusCode != 200 || strings.Contains(got, value) || strings.Contains(got, value64) || !json.Valid([]byte(got)) || strings.Contains(got, "managedFields") {
 			t.Errorf("%s: %d %s", name, a.StatusCode, got)
@@ -95,7 +100,7 @@ func TestValuesOfSecretsAreInNoFormOfAnAnswer(t *testing.T) {
 				t.Errorf("%s: %q isn't in %s", name, want, got)
 			}
 		}
-		if strings.Contains(marshal(c.cluster), value) {
+		if strings.Contains(marshal(c.cluster), value) && !strings.HasPrefix(name, "a failure") {
 			if e := r.Await(t, "completed", c.method); len(e.Out.Masked) != 1 || e.Out.Masked[0].Values == 0 {
 				t.Errorf("%s: masked %+v", name, e.Out.Masked)
 			}
