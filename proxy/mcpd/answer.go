@@ -10,8 +10,10 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/deputymesh/deputy/actor"
+	"github.com/deputymesh/deputy/internal/strictjson"
 	"github.com/deputymesh/deputy/policy"
 	"github.com/deputymesh/deputy/proxy"
 	"github.com/deputymesh/deputy/proxy/internal/hop"
@@ -65,7 +67,7 @@ func (x *exchange) single(ctx context.Context, a *http.Response) error {
 	if len(raw) > maxAnswer {
 		return fmt.Errorf("%w: more than %d bytes", errUnclear, maxAnswer)
 	}
-	m, err := parseMessage(raw)
+	m, raw, err := x.parseAnswer(raw)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errUnclear, err)
 	}
@@ -107,11 +109,12 @@ func (x *exchange) begin(a *http.Response, m message) error {
 	if len(upstream) > maxUpstreamID {
 		return fmt.Errorf("%w: the session's id is too long", errUnclear)
 	}
-	s := x.e.sessions.begin(upstream, x.owner, version)
+	s := x.e.sessions.begin(upstream, x.owner, x.account, version)
 	if s == nil {
 		return fmt.Errorf("%w: too many sessions are open; end some, or try again later", errUnclear)
 	}
 	x.session = s
+	x.e.watch(s, x.core)
 	x.w.Header().Set(sessionHeader, s.id)
 	return nil
 }
@@ -166,6 +169,50 @@ func (x *exchange) rewrite(ctx context.Context, m message, raw []byte) ([]byte, 
 		raw = nil
 	}
 	return x.put(m, raw)
+}
+
+// parseAnswer is parseMessage, and leaves out entries of a list that can be read in more ways than one: what the agent gets of it is spelled anew.
+func (x *exchange) parseAnswer(raw []byte) (message, []byte, error) {
+	m, err := parseMessage(raw)
+	l, is := lists[x.m.method]
+	if err == nil || !is || !fewValues(raw) || !utf8.Valid(raw) {
+		return m, raw, err
+	}
+	var outer struct {
+		ID     json.RawMessage            `json:"id"`
+		Result map[string]json.RawMessage `json:"result"`
+	}
+	var entries, kept []json.RawMessage
+	if json.Unmarshal(raw, &outer) != nil || json.Unmarshal(outer.Result[l.member], &entries) != nil {
+		return m, raw, err
+	}
+	for _, entry := range entries {
+		if strictjson.Check(slices.Concat([]byte(`{"result":{"list":[`), entry, []byte(`]}}`))) == nil {
+			kept = append(kept, entry)
+			continue
+		}
+		var o struct {
+			Name string `json:"name"`
+		}
+		if json.Unmarshal(entry, &o) == nil && x.m.method == "tools/list" {
+			x.e.pins.hold(x.account.Name, o.Name) // nobody can say that it is what it was
+		}
+	}
+	if len(kept) == len(entries) { // it wasn't one of them
+		return m, raw, err
+	}
+	x.e.cfg.Logger.Warn("entries of a list are withheld: they can be read in more ways than one", "target", x.e.hop.Name(), "list", x.m.method, "entries", len(entries)-len(kept))
+	list, errList := encode(slices.Concat([]json.RawMessage{}, kept))
+	if errList != nil {
+		return m, raw, err
+	}
+	outer.Result[l.member] = list
+	again, errAgain := encode(map[string]any{"jsonrpc": "2.0", "id": outer.ID, "result": outer.Result})
+	if errAgain != nil {
+		return m, raw, err
+	}
+	m, err = parseMessage(again)
+	return m, again, err
 }
 
 // cut leaves out what may not be used. An entry whose name can't be decided can't be used either.
@@ -272,7 +319,7 @@ func (x *exchange) tellServer(ctx context.Context, m message, no *proxy.Refusal)
 	}
 	// Reasons and records are the mesh's own affair.
 	text := "the agent's proxy refused the request"
-	a, err := x.send(ctx, http.MethodPost, header, errorMessage(m.id, codeRefused, text, nil))
+	a, err := x.e.send(ctx, x.account, http.MethodPost, header, errorMessage(m.id, codeRefused, text, nil))
 	if err != nil {
 		x.e.cfg.Logger.WarnContext(ctx, "the target wasn't told that its request was refused", "target", x.e.hop.Name(), "record", no.RecordID.String(), "error", err)
 		return

@@ -6,8 +6,8 @@ import (
 	"crypto/tls"
 	"fmt"
 	"log/slog"
-	"net"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -70,6 +70,13 @@ type Engine struct {
 	keyed    *mask.Keyed // its key lives as long as the engine
 	pins     *pins
 	large    chan struct{} // a place for each exchange that holds a large message
+
+	endSlots chan struct{}   // of sessions that the target is being told about
+	endLife  context.Context // of telling it
+	endNow   context.CancelFunc
+	endMu    sync.Mutex
+	ending   sync.WaitGroup // guarded by endMu, as is ended
+	ended    bool
 }
 
 // New checks the configuration and makes an engine. It connects to nothing yet.
@@ -93,8 +100,7 @@ func New(cfg Config) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making the MCP engine: %w", err)
 	}
-	return &Engine{cfg: cfg, hop: h, keyed: keyed, sessions: newSessions(time.Now), pins: newPins(cfg.Reviewed), large: make(chan struct{}, maxLarge)}, nil
+	e := &Engine{cfg: cfg, hop: h, keyed: keyed, sessions: newSessions(time.Now), pins: newPins(cfg.Reviewed), large: make(chan struct{}, maxLarge), endSlots: make(chan struct{}, maxEnding)}
+	e.endLife, e.endNow = context.WithCancel(context.Background())
+	return e, nil
 }
-
-// Serve accepts agents on l until ctx is done, then ends every connection and waits for it. It closes l.
-func (e *Engine) Serve(ctx context.Context, l net.Listener) error { return e.hop.Serve(ctx, l, e) }

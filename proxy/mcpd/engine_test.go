@@ -24,6 +24,7 @@ type seen struct {
 	mu      sync.Mutex
 	bodies  []string
 	headers []http.Header
+	methods []string
 }
 
 func (s *seen) ServeWith(next http.Handler) http.Handler {
@@ -31,6 +32,7 @@ func (s *seen) ServeWith(next http.Handler) http.Handler {
 		body, _ := io.ReadAll(r.Body)
 		s.mu.Lock()
 		s.bodies, s.headers = append(s.bodies, string(body)), append(s.headers, r.Header.Clone())
+		s.methods = append(s.methods, r.Method)
 		s.mu.Unlock()
 		r.Body = io.NopCloser(strings.NewReader(string(body)))
 		next.ServeHTTP(w, r)

@@ -27,6 +27,7 @@ type rig struct {
 	*hoptest.Ledger
 	t       testing.TB
 	address string
+	stop    func()
 	client  *http.Client
 	ca      *testca.CA
 }
@@ -55,7 +56,7 @@ func rigFor(t testing.TB, up mcpd.Upstream, changes ...change) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.address, _ = hoptest.Serve(t, e)
+	r.address, r.stop = hoptest.Serve(t, e)
 	r.client = r.clientOf(agentID)
 	return r
 }

@@ -60,6 +60,15 @@ func (p *pins) see(account, name string, entry []byte) bool {
 	return same
 }
 
+// hold holds a tool until a list shows it as it was.
+func (p *pins) hold(account, name string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.held) < maxPins {
+		p.held[account+" "+name] = true
+	}
+}
+
 // mayCall says whether a tool is what it was, as far as lists have shown it.
 func (p *pins) mayCall(account, name string) bool {
 	p.mu.Lock()

@@ -89,6 +89,7 @@ func (x *exchange) findSession(r *http.Request) *fault {
 	if x.session = x.e.sessions.find(id, x.owner); x.session == nil {
 		return &fault{status: http.StatusNotFound, code: codeInvalid, class: hop.ClassUnsupported, reason: "there is no such session; begin one with initialize"}
 	}
+	x.e.watch(x.session, x.core)
 	if v := r.Header.Get(versionHeader); v != "" && v != x.session.speaks() {
 		return malformed("the session speaks version %s", x.session.speaks())
 	}
@@ -164,7 +165,7 @@ func (x *exchange) decide(r *http.Request, cmd proxy.Command, known method, body
 	header := e.upstreamHeader(r.Header, x.session, x.modern)
 	header.Set(hop.ChainHeader, chain)
 	pass.Forwarded(int64(len(body)))
-	a, err := x.send(ctx, r.Method, header, body)
+	a, err := e.send(ctx, x.account, r.Method, header, body)
 	if err == nil {
 		defer a.Body.Close()
 		err = x.answered(ctx, a)
@@ -181,10 +182,10 @@ func (x *exchange) decide(r *http.Request, cmd proxy.Command, known method, body
 	}
 }
 
-// send sends a request to the target under the account.
-func (x *exchange) send(ctx context.Context, httpMethod string, header http.Header, body []byte) (*http.Response, error) {
-	up := x.e.cfg.Upstream.URL
-	u := url.URL{Scheme: up.Scheme, Host: up.Host, Path: x.e.cfg.Endpoint}
+// send sends a request to the target under an account.
+func (e *Engine) send(ctx context.Context, account *hop.Account, httpMethod string, header http.Header, body []byte) (*http.Response, error) {
+	up := e.cfg.Upstream.URL
+	u := url.URL{Scheme: up.Scheme, Host: up.Host, Path: e.cfg.Endpoint}
 	q, err := http.NewRequestWithContext(ctx, httpMethod, u.String(), bytes.NewReader(body))
 	if err != nil {
 		return nil, err
@@ -195,7 +196,7 @@ func (x *exchange) send(ctx context.Context, httpMethod string, header http.Head
 	} else {
 		q.Body = nil
 	}
-	return x.account.RoundTrip(q)
+	return account.RoundTrip(q)
 }
 
 // complete records the outcome; all calls but the first do nothing. The error matters where masks acted.

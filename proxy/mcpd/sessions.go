@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"github.com/deputymesh/deputy/proxy/internal/hop"
 )
 
 const (
@@ -14,6 +16,7 @@ const (
 	sessionIdle      = time.Hour
 	maxUpstreamID    = 1024
 	maxOpenQuestions = 64 // of a server, in one session
+	maxChains        = 64 // sessions of the core that are waited for, in one session
 )
 
 // sessions are those of the protocol up to 2025-11-25. The agent's id is the proxy's own: a session's id at the target stays here, and
@@ -29,11 +32,13 @@ type sessions struct {
 type mcpSession struct {
 	id, upstream string
 	owner        [sha256.Size]byte
+	account      *hop.Account
 
 	mu        sync.Mutex
 	version   string // guarded by mu, as is what follows
 	used      time.Time
-	questions map[string]string // the server's requests that the agent got, and their methods
+	questions map[string]string      // the server's requests that the agent got, and their methods
+	chains    map[string]func() bool // sessions of the core that used it, and how to stop waiting for their ends
 }
 
 func newSessions(now func() time.Time) *sessions {
@@ -55,22 +60,19 @@ func ownerOf(core Session, account string) [sha256.Size]byte {
 }
 
 // begin keeps a session that the target has begun; nil means that there are too many.
-func (s *sessions) begin(upstream string, owner [sha256.Size]byte, version string) *mcpSession {
+func (s *sessions) begin(upstream string, owner [sha256.Size]byte, account *hop.Account, version string) *mcpSession {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	own := 0
-	for id, old := range s.byID {
-		switch {
-		case s.now().Sub(old.lastUse()) > sessionIdle:
-			delete(s.byID, id)
-		case old.owner == owner:
+	for _, old := range s.byID {
+		if old.owner == owner {
 			own++
 		}
 	}
 	if own >= maxSessionsEach || len(s.byID) >= maxSessions {
 		return nil
 	}
-	n := &mcpSession{id: rand.Text(), upstream: upstream, owner: owner, version: version, used: s.now(), questions: map[string]string{}}
+	n := &mcpSession{id: rand.Text(), upstream: upstream, owner: owner, account: account, version: version, used: s.now(), questions: map[string]string{}, chains: map[string]func() bool{}}
 	s.byID[n.id] = n
 	return n
 }
@@ -89,10 +91,34 @@ func (s *sessions) find(id string, owner [sha256.Size]byte) *mcpSession {
 	return n
 }
 
-func (s *sessions) forget(n *mcpSession) {
+// forget takes a session away, and says whether it was there.
+func (s *sessions) forget(n *mcpSession) bool {
+	s.mu.Lock()
+	was := s.byID[n.id] == n
+	if was {
+		delete(s.byID, n.id)
+	}
+	s.mu.Unlock()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, stop := range n.chains {
+		stop()
+	}
+	clear(n.chains)
+	return was
+}
+
+// over are the sessions that weren't used for a long time, or all.
+func (s *sessions) over(all bool) []*mcpSession {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.byID, n.id)
+	var out []*mcpSession
+	for _, n := range s.byID {
+		if all || s.now().Sub(n.lastUse()) > sessionIdle {
+			out = append(out, n)
+		}
+	}
+	return out
 }
 
 func (n *mcpSession) lastUse() time.Time {

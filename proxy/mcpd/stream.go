@@ -56,8 +56,8 @@ func (x *exchange) stream(ctx context.Context, a *http.Response) error {
 		}
 		out, last := []byte(nil), false
 		if data != nil {
-			m, err := parseMessage(data)
-			if err != nil {
+			var m message
+			if m, data, err = x.parseAnswer(data); err != nil {
 				return fmt.Errorf("%w: %w", errUnclear, err)
 			}
 			if out, last, err = x.fromServer(ctx, m, data); err != nil {

@@ -1,0 +1,90 @@
+package mcpd_test
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+)
+
+// ended waits until a server was told that a session is over, and gives the request's header.
+func (s *seen) ended(t *testing.T) http.Header {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		s.mu.Lock()
+		for i, h := range s.headers {
+			if s.methods[i] == http.MethodDelete {
+				s.mu.Unlock()
+				return h
+			}
+		}
+		s.mu.Unlock()
+	}
+	t.Fatal("the server wasn't told that its session is over")
+	return nil
+}
+
+// A session at the server ends with its chain, though the agent says nothing any more; the end of a connection alone doesn't end it.
+func TestASessionEndsAtTheServerWithItsChain(t *testing.T) {
+	up := &seen{}
+	r := newRig(t, up.ServeWith(era(false, true)))
+	a, _ := r.post(begin)
+	id := a.Header.Get("Mcp-Session-Id")
+	const list = `{"jsonrpc":"2.0","id":2,"method":"tools/list"}`
+	r.client.CloseIdleConnections()
+	again := r.clientOf(agentID)
+	if a, body := r.send(again, http.MethodPost, "/mcp", list, "Mcp-Session-Id", id); a.StatusCode != 200 {
+		t.Fatalf("after another connection's end: %d %s", a.StatusCode, body)
+	}
+	up.mu.Lock()
+	theirs := up.headers[len(up.headers)-1].Get("Mcp-Session-Id")
+	up.mu.Unlock()
+	r.Last().Revoke()
+	h := up.ended(t)
+	if h.Get("Mcp-Session-Id") != theirs || h.Get("Authorization") != "Bearer the-services-own-secret" || h.Get("Deputy-Chain") != "" {
+		t.Errorf("the end: %v", h)
+	}
+	if a, body := r.send(r.clientOf(agentID), http.MethodPost, "/mcp", list, "Mcp-Session-Id", id); a.StatusCode != 404 {
+		t.Errorf("after its end: %d %s", a.StatusCode, body)
+	}
+}
+
+// A proxy that stops leaves no session behind.
+func TestAStoppedProxyLeavesNoSession(t *testing.T) {
+	up := &seen{}
+	r := newRig(t, up.ServeWith(era(false, true)))
+	if a, body := r.post(begin); a.StatusCode != 200 {
+		t.Fatalf("%d %s", a.StatusCode, body)
+	}
+	r.stop()
+	up.ended(t)
+}
+
+// One entry of a list that can be read in two ways withholds itself alone, and a tool among them is held.
+func TestOneUnclearEntryWithholdsItselfAlone(t *testing.T) {
+	deep := `{"name":"deep","inputSchema":` + strings.Repeat(`{"a":`, 20) + "1" + strings.Repeat("}", 20) + `}`
+	for name, evil := range map[string]string{"deep": deep, "twice": `{"name":"twice","description":"a","description":"b"}`, "case": `{"name":"case","inputSchema":{"a":1,"A":2}}`} {
+		for _, stream := range []bool{false, true} {
+			server := &says{stream: stream, result: `"result":{"tools":[` + reviewed + "," + evil + "," + other + `],"nextCursor":"c"}`}
+			r := newRig(t, server)
+			_, body := r.post(listTools)
+			got, _ := answer(t, body)
+			if !strings.Contains(got, `"add"`) || !strings.Contains(got, `"sub"`) || strings.Contains(got, name) || !strings.Contains(got, `"nextCursor":"c"`) {
+				t.Errorf("%s: %s", name, body)
+			}
+			if _, body := r.post(strings.Replace(callTool, "echo", name, 1)); !strings.Contains(body, "held") {
+				t.Errorf("%s: %s", name, body)
+			}
+		}
+	}
+	for name, result := range map[string]string{
+		"a member twice around it": `"result":{"tools":[` + other + `],"a":1,"a":2}`,
+		"two lists":                `"result":{"tools":[` + other + `],"Tools":[` + deep + `]}`,
+		"no list":                  `"result":{"tools":` + deep + `}`,
+	} {
+		r := newRig(t, &says{result: result})
+		if _, body := r.post(listTools); !strings.Contains(body, "can't be read") {
+			t.Errorf("%s: %s", name, body)
+		}
+	}
+}
