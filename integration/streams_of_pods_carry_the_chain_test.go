@@ -164,7 +164,10 @@ func TestRevokedStreamsOfPodsEndWithinASecond(t *testing.T) {
 			if out := m.Outcome(t, rec.ID).Event.(*audit.Completed); out.Status != "cut" {
 				t.Errorf("the outcome: %+v", out)
 			}
-			_ = live.Wait(patience)
+			end := live.Wait(patience)
+			if s.action == "kube:exec" && (end.Code == 0 || !strings.Contains(end.Stderr, "this session has ended")) {
+				t.Errorf("the agent's end: %s", end)
+			}
 		})
 	}
 }

@@ -17,6 +17,18 @@ import (
 
 // bridge carries a request that leaves HTTP: exec, attach or port-forward.
 func (x *exchange) bridge(ctx context.Context, r *http.Request) error {
+	// Where it is ended from here, the agent hears why: over SPDY kubectl takes an end that nobody explains for a success.
+	ctx, end := context.WithCancelCause(ctx)
+	over := make(chan struct{})
+	stop := x.e.hop.Parting(r, func(why error) {
+		end(why)
+		<-over
+	})
+	defer func() {
+		stop()
+		close(over)
+		end(nil)
+	}()
 	q, err := x.outgoing(ctx, r)
 	if err != nil {
 		return err

@@ -71,9 +71,9 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	x.pass = pass
-	ctx, cancel := context.WithCancel(r.Context())
-	defer cancel()
-	stop := context.AfterFunc(core.Context(), cancel)
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	stop := context.AfterFunc(core.Context(), func() { cancel(context.Cause(core.Context())) })
 	defer stop()
 	if err := pass.Use(); err != nil {
 		x.complete(ctx, "not_sent")

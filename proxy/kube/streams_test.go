@@ -1,6 +1,7 @@
 package kube_test
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"net"
@@ -134,6 +135,8 @@ func (r *realRig) streams(t *testing.T, env []string) {
 	})
 	t.Run("a revoked exec", func(t *testing.T) {
 		cmd := r.kubectl(ctx, "", "exec", "pod", "--", "sh", "-c", "echo begun; exec sleep 1000")
+		var said bytes.Buffer
+		cmd.Stderr = &said
 		out, err := cmd.StdoutPipe()
 		if err != nil {
 			t.Fatal(err)
@@ -147,7 +150,10 @@ func (r *realRig) streams(t *testing.T, env []string) {
 		begin := time.Now()
 		r.Last().Revoke()
 		_, _ = io.Copy(io.Discard, out)
-		_ = cmd.Wait() // over SPDY kubectl takes an end that nobody explains for a success
+		// kubectl takes an end that nobody explains for a success, over SPDY.
+		if err := cmd.Wait(); err == nil || !strings.Contains(said.String(), "this session has ended: the session was ended: revoked") {
+			t.Errorf("%v: %s", err, &said)
+		}
 		if time.Since(begin) > 10*time.Second {
 			t.Errorf("it ended after %s", time.Since(begin))
 		}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/deputymesh/deputy/proxy"
@@ -96,6 +97,8 @@ type agentConn struct {
 	guest *lobby.Guest
 	peer  proxy.Peer
 	once  sync.Once
+	// parting is what says why the connection ends; nil but for one that left HTTP.
+	parting atomic.Pointer[func(error)]
 
 	mu      sync.Mutex // guards what follows
 	core    Session
@@ -210,7 +213,7 @@ func (c *agentConn) show(ctx context.Context, credential string) error {
 	c.h.room.Leave(c.guest)
 	c.core, c.account = core, account
 	// The end of a session is the end of its connection, with all that runs on it.
-	context.AfterFunc(core.Context(), func() { _ = c.Close() })
+	context.AfterFunc(core.Context(), func() { c.part(context.Cause(core.Context())) })
 	return nil
 }
 

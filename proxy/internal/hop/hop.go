@@ -194,9 +194,11 @@ func (h *Hop) end() {
 		conns = append(conns, c)
 	}
 	h.mu.Unlock()
+	var parted sync.WaitGroup
 	for _, c := range conns {
-		_ = c.Close()
+		parted.Go(func() { c.part(errStopping) })
 	}
+	parted.Wait()
 }
 
 // begin counts a request; it fails when the engine has ended.

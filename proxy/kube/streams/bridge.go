@@ -90,6 +90,8 @@ var (
 	// ErrAgent and ErrTarget say who said what it may not say.
 	ErrAgent  = errors.New("the agent broke the protocol of the stream")
 	ErrTarget = errors.New("the API server broke the protocol of the stream")
+	// ErrEnded says that the caller ended the stream.
+	ErrEnded = errors.New("this session has ended")
 	// ErrUnrecorded says that what passed couldn't be kept any more.
 	ErrUnrecorded = errors.New("what passes can't be recorded")
 )
@@ -98,7 +100,7 @@ var (
 func Requested(r *http.Request) bool { return r.Header.Get("Upgrade") != "" }
 
 // Bridge serves one request that asks for a stream, from its upgrade to its end, and answers it, unless it returns a [*NotBegun].
-// It ends when either end has, or with the request's context; the caller makes that end with the session. Headers that are set in
+// It ends when either end has, or with the request's context; the caller makes that end with the session, for a cause that the agent of a command is told. Headers that are set in
 // w.Header() go with the answer. After it returns nothing of the stream is left, and w may not be used, but after a NotBegun.
 //
 // The caller decides the command, or the port-forward as such, beforehand: the API server starts a command as soon as it agrees to the
@@ -280,6 +282,9 @@ func (b *bridge) both(toTarget, toAgent func() error, closeTarget func(), closeA
 	var first error
 	finish := func(err error) {
 		once.Do(func() {
+			if cause := context.Cause(b.ctx); cause != nil {
+				err = fmt.Errorf("%w: %w", ErrEnded, cause)
+			}
 			closeTarget()
 			if first = err; errors.Is(err, io.EOF) || websocket.CloseStatus(err) == websocket.StatusNormalClosure {
 				first = nil
@@ -290,7 +295,7 @@ func (b *bridge) both(toTarget, toAgent func() error, closeTarget func(), closeA
 			closeAgent(err)
 		})
 	}
-	stop := context.AfterFunc(b.ctx, func() { finish(context.Cause(b.ctx)) })
+	stop := context.AfterFunc(b.ctx, func() { finish(nil) })
 	defer stop()
 	var tasks sync.WaitGroup
 	for _, f := range []func() error{toTarget, toAgent} {
@@ -302,5 +307,5 @@ func (b *bridge) both(toTarget, toAgent func() error, closeTarget func(), closeA
 
 // ours says whether a stream is cut off here: then the agent is told why.
 func ours(err error) bool {
-	return errors.Is(err, ErrUnrecorded) || errors.Is(err, ErrAgent) || errors.Is(err, ErrTarget)
+	return errors.Is(err, ErrEnded) || errors.Is(err, ErrUnrecorded) || errors.Is(err, ErrAgent) || errors.Is(err, ErrTarget)
 }

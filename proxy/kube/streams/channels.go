@@ -66,7 +66,8 @@ func (b *bridge) serveWebSocket(w http.ResponseWriter, r *http.Request) error {
 			_ = agent.Close(websocket.StatusNormalClosure, "")
 		})
 	}
-	c := channels{b: b, agent: agent, target: target, halfClose: target.Subprotocol() == v5}
+	// The library closes a connection with the context of a read: then the agent couldn't be told any more.
+	c := channels{ctx: context.WithoutCancel(b.ctx), b: b, agent: agent, target: target, halfClose: target.Subprotocol() == v5}
 	return b.both(c.toTarget, c.toAgent, func() { _ = target.CloseNow() }, func(err error) {
 		c.goodbye(err)
 		_ = agent.CloseNow()
@@ -79,6 +80,7 @@ func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f
 
 // channels are those of one command.
 type channels struct {
+	ctx           context.Context // of the agent's end, which is closed when the stream has ended
 	b             *bridge
 	agent, target *websocket.Conn
 	halfClose     bool
@@ -86,7 +88,7 @@ type channels struct {
 
 func (c channels) toTarget() error {
 	for {
-		kind, m, err := c.agent.Read(c.b.ctx)
+		kind, m, err := c.agent.Read(c.ctx)
 		if err != nil {
 			return err
 		}
@@ -123,7 +125,7 @@ func (c channels) toAgent() error {
 		if err := c.fromTarget(m); err != nil {
 			return err
 		}
-		if err := c.agent.Write(c.b.ctx, kind, m); err != nil {
+		if err := c.agent.Write(c.ctx, kind, m); err != nil {
 			return err
 		}
 	}
@@ -157,10 +159,10 @@ func (c channels) goodbye(why error) {
 	case errors.As(why, &fromTarget{}) && errors.As(why, &said):
 		_ = c.agent.Close(said.Code, said.Reason)
 	case ours(why):
-		ctx, cancel := context.WithTimeout(c.b.ctx, goodbye)
+		ctx, cancel := context.WithTimeout(c.ctx, goodbye)
 		defer cancel()
 		if c.agent.Write(ctx, websocket.MessageBinary, append([]byte{outcome}, failure(told(why))...)) == nil {
-			_ = c.agent.Close(websocket.StatusInternalError, "")
+			_ = c.agent.Close(websocket.StatusNormalClosure, "") // with another code client-go doesn't read the status
 		}
 	}
 }

@@ -191,17 +191,16 @@ func TestBothEndsEnd(t *testing.T) {
 			case "agent":
 				_ = agent.CloseNow()
 			case "session":
-				r.cancel()
+				r.cancel(errors.New("revoked by oscar"))
 			}
-			if by != "agent" {
-				if _, _, err := agent.Read(ctx); err == nil {
-					t.Error("the agent reads on")
-				}
+			if _, m, err := agent.Read(ctx); (err == nil) != (by == "session") || err == nil && !strings.Contains(string(m), "this session has ended: revoked by oscar") {
+				t.Errorf("the agent hears %q, %v", m, err)
 			}
+			drain(ctx, agent)
 			if err := <-gone; err == nil && by != "target" {
 				t.Error("the API server reads on")
 			}
-			if e := r.outcome(); e.Exit != nil || by == "session" && !errors.Is(e.err, context.Canceled) {
+			if e := r.outcome(); e.Exit != nil || by == "session" && !errors.Is(e.err, streams.ErrEnded) {
 				t.Errorf("%+v", e)
 			}
 		})

@@ -32,7 +32,7 @@ type rig struct {
 	api    *httptest.Server
 	front  *httptest.Server
 	ended  chan ending
-	cancel context.CancelFunc
+	cancel context.CancelCauseFunc
 }
 
 // ending is what Bridge returned.
@@ -49,13 +49,13 @@ func newRig(t *testing.T, api http.HandlerFunc, change func(*streams.Config)) *r
 	transport := r.api.Client().Transport.(*http.Transport).Clone()
 	transport.ForceAttemptHTTP2 = false
 	t.Cleanup(transport.CloseIdleConnections)
-	session, cancel := context.WithCancel(context.Background())
+	session, cancel := context.WithCancelCause(context.Background())
 	r.cancel = cancel
-	t.Cleanup(cancel)
+	t.Cleanup(func() { cancel(nil) })
 	r.front = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
-		ctx, stop := context.WithCancel(q.Context())
-		defer stop()
-		defer context.AfterFunc(session, stop)()
+		ctx, stop := context.WithCancelCause(q.Context())
+		defer stop(nil)
+		defer context.AfterFunc(session, func() { stop(context.Cause(session)) })()
 		out, err := http.NewRequest(http.MethodGet, r.api.URL+q.URL.Path, nil)
 		if err != nil {
 			t.Error(err)

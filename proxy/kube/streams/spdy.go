@@ -2,6 +2,7 @@ package streams
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -68,8 +69,12 @@ func (b *bridge) serveSPDY(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 
-	// 3. What passes.
-	return b.relaySPDY(conn, target, buffered.Reader, func() { _ = target.Close() }, func() { _ = conn.Close() })
+	// 3. What passes. Past what it has read ahead, the server's own reader isn't used: at the agent's end it ends the request's context, as if the session were over.
+	early, err := buffered.Peek(buffered.Reader.Buffered())
+	if err != nil {
+		return err
+	}
+	return b.relaySPDY(conn, target, io.MultiReader(bytes.NewReader(early), conn), func() { _ = target.Close() }, func() { _ = conn.Close() })
 }
 
 // relaySPDY carries frames. early reads from the agent what it sent ahead, and then what it sends.

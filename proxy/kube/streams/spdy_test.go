@@ -2,7 +2,6 @@ package streams_test
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -60,7 +59,7 @@ func TestACommandPassesOverSPDY(t *testing.T) {
 	}
 	_ = conn.Close()
 	if e := r.outcome(); e.err != nil || e.Exit == nil || e.Exit.Code != 7 || e.Sent != 5 || e.Received != 10 {
-		t.Errorf("%+v, exit %+v", e, e.Exit)
+		t.Errorf("%+v, exit %+v: %v", e, e.Exit, e.err)
 	}
 	if k.said("o") != "shownwrong" && k.said("o") != "wrongshown" || k.said("r") != "100x30" {
 		t.Errorf("recorded: %q, sizes %q", k.said("o"), k.said("r"))
@@ -257,21 +256,39 @@ func TestLateFramesAreDropped(t *testing.T) {
 	}
 }
 
+// What comes with the request for the upgrade isn't lost, and is judged as what comes later.
+func TestWhatAnAgentSendsAheadPasses(t *testing.T) {
+	opened := make(chan *spdystream.Stream, 1)
+	r := newRig(t, spdyServer(t, v4, func(s *spdystream.Stream) { opened <- s }), command)
+	var ahead bytes.Buffer
+	script(t, &ahead, syn(1, "streamtype", "stdin"), &spdy.DataFrame{StreamId: 1, Data: []byte("ahead"), Flags: spdy.DataFlagFin})
+	conn, _, _ := r.raw(upgradeTo(v4) + ahead.String())
+	if text, err := io.ReadAll(<-opened); string(text) != "ahead" {
+		t.Errorf("the API server got %q, %v", text, err)
+	}
+	_ = conn.Close()
+	if e := r.outcome(); e.Sent != 5 || e.err != nil {
+		t.Errorf("%+v: %v", e, e.err)
+	}
+}
+
+// The agent is told why: kubectl takes an end that nobody explains for a success.
 func TestASessionsEndEndsSPDY(t *testing.T) {
 	gone := make(chan struct{})
-	r := newRig(t, func(w http.ResponseWriter, q *http.Request) {
-		conn, b := hijack(t, w, q, v4)
-		_, _ = io.Copy(io.Discard, b)
-		_ = conn.Close()
-		close(gone)
-	}, command)
-	_, b, _ := r.raw(upgradeTo(v4))
-	r.cancel()
-	if _, err := b.ReadByte(); err == nil {
-		t.Error("the agent reads on")
+	r := newRig(t, spdyServer(t, v4, func(s *spdystream.Stream) {
+		go func() {
+			_, _ = io.Copy(io.Discard, s)
+			close(gone)
+		}()
+	}), command)
+	conn := r.spdy(v4)
+	failed := open(t, conn, "streamType", "error")
+	r.cancel(errors.New("revoked by oscar"))
+	if text, err := io.ReadAll(failed); !strings.Contains(string(text), "this session has ended: revoked by oscar") {
+		t.Errorf("the agent hears %q, %v", text, err)
 	}
 	<-gone
-	if e := r.outcome(); !errors.Is(e.err, context.Canceled) {
+	if e := r.outcome(); !errors.Is(e.err, streams.ErrEnded) {
 		t.Errorf("%+v", e)
 	}
 }

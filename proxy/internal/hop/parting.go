@@ -1,0 +1,46 @@
+package hop
+
+import (
+	"errors"
+	"net/http"
+	"time"
+)
+
+// partingTime is how long a connection that left HTTP may stand after its session, to say why it ends.
+const partingTime = 250 * time.Millisecond
+
+// errStopping is why connections end with the engine.
+var errStopping = errors.New("the proxy is being stopped")
+
+// Parting has f run when the connection of a request is to be ended from this side, with the reason, before it is closed, and for no longer than
+// partingTime; f returns when the connection is closed, at the latest. It is for a request that left HTTP, which has its connection to itself. stop takes f back.
+func (h *Hop) Parting(r *http.Request, f func(why error)) (stop func()) {
+	c, _ := r.Context().Value(connKey{}).(*agentConn)
+	if c == nil {
+		return func() {}
+	}
+	c.parting.Store(&f)
+	return func() { c.parting.Store(nil) }
+}
+
+// part ends a connection from this side.
+func (c *agentConn) part(why error) {
+	f := c.parting.Swap(nil)
+	if f == nil {
+		_ = c.Close()
+		return
+	}
+	said := make(chan struct{})
+	go func() {
+		defer close(said)
+		(*f)(why)
+	}()
+	timer := time.NewTimer(partingTime)
+	defer timer.Stop()
+	select {
+	case <-said:
+	case <-timer.C:
+	}
+	_ = c.Close()
+	<-said
+}
