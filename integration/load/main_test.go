@@ -32,6 +32,7 @@ var parts = []struct {
 	{"http", measureHTTP},
 	{"tcp", measureTCP},
 	{"ssh", measureSSH},
+	{"mcp", measureMCP},
 	{"kube", measureKube},
 }
 
