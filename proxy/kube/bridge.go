@@ -42,7 +42,7 @@ func (x *exchange) bridge(ctx context.Context, r *http.Request) error {
 	// The outcome, before the agent's connection is closed and its session with it.
 	cfg.Ended = func(result streams.Result, err error) {
 		x.took(result, err)
-		x.complete(ctx, x.outcome(err))
+		_ = x.complete(ctx, x.outcome(err))
 	}
 	x.pass.Forwarded(0)
 	result, err := streams.Bridge(x.w, r.WithContext(ctx), cfg)

@@ -242,10 +242,12 @@ func TestAnAnswerOfTheClustersIsPassedOn(t *testing.T) {
 			w.WriteHeader(403)
 			_, _ = fmt.Fprint(w, `{"kind":"Status","reason":"Forbidden"}`)
 		}, 403, `"reason":"Forbidden"`},
-		"what hasn't changed":          {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(304) }, 304, ""},
-		"protobuf":                     {answer("application/vnd.kubernetes.protobuf", "k8s\x00..."), 200, "k8s\x00..."},
-		"the proxy isn't let in":       {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(401) }, 502, "didn't accept the proxy's own credential"},
-		"a redirect isn't followed":    {func(w http.ResponseWriter, q *http.Request) { http.Redirect(w, q, "https://evil.test/", 302) }, 302, ""},
+		"what hasn't changed":    {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(304) }, 304, ""},
+		"protobuf":               {answer("application/vnd.kubernetes.protobuf", "k8s\x00..."), 200, "k8s\x00..."},
+		"the proxy isn't let in": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(401) }, 502, "didn't accept the proxy's own credential"},
+		"a redirect isn't followed": {func(w http.ResponseWriter, q *http.Request) {
+			http.Redirect(w, q, "https://evil.test/", http.StatusFound)
+		}, 302, ""},
 		"it breaks off before it says": {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, 502, "can't be reached, or broke off"},
 	} {
 		r := newRig(t, c.cluster)

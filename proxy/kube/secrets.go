@@ -200,8 +200,8 @@ func (m *masker) metadata(meta map[string]any) error {
 
 // inside masks an object that stands in a text. What can't be read is masked whole.
 func (m *masker) inside(text string) (string, error) {
-	var o map[string]any
-	if _, err := readMetadata([]byte(text)); err != nil || decode([]byte(text), &o) != nil || o == nil {
+	o := readObject(text)
+	if o == nil {
 		m.values++
 		return Placeholder, nil
 	}
@@ -210,6 +210,15 @@ func (m *masker) inside(text string) (string, error) {
 	}
 	masked, err := m.object(o)
 	return string(masked), err
+}
+
+// readObject is nil for what can't be read in one way.
+func readObject(text string) map[string]any {
+	var o map[string]any
+	if _, err := readMetadata([]byte(text)); err != nil || decode([]byte(text), &o) != nil {
+		return nil
+	}
+	return o
 }
 
 func encode(v any) ([]byte, error) {

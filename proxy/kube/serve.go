@@ -76,14 +76,14 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	stop := context.AfterFunc(core.Context(), func() { cancel(context.Cause(core.Context())) })
 	defer stop()
 	if err := pass.Use(); err != nil {
-		x.complete(ctx, "not_sent")
+		_ = x.complete(ctx, "not_sent")
 		e.hop.Refuse(w, r, err)
 		return
 	}
 
 	// 4. The effect, and its outcome: "cut" unless the answer went through to its end.
 	status := "cut"
-	defer func() { x.complete(ctx, status) }()
+	defer func() { _ = x.complete(ctx, status) }()
 	w.Header().Set("Deputy-Record", pass.RecordID().String())
 	if rules := pass.Obligations().Masks; x.cmd.masked || len(rules) > 0 {
 		x.masks = newMasker(x.cmd.masked, rules, e.keyed)
