@@ -43,6 +43,19 @@ func cacheDir() string {
 	return filepath.Join(os.Getenv("HOME"), ".cache", "deputy")
 }
 
+// Tool puts a program that scripts/setup built into m.Root, where every uid may run it, and gives its path.
+func (m *Mesh) Tool(t testing.TB, name string) string {
+	t.Helper()
+	from, to := filepath.Join(cacheDir(), "bin", name), filepath.Join(m.Root, name)
+	if _, err := os.Stat(from); err != nil {
+		t.Fatalf("%s is not installed; run scripts/setup test (%v)", name, err)
+	}
+	if r := Exec(t, Command{Args: []string{"install", "-m", "0755", from, to}}); r.Code != 0 {
+		t.Fatalf("%s", r)
+	}
+	return to
+}
+
 // NodeModules puts the npm packages that tests need, Node itself among them, into node_modules in m.Root, where every uid may
 // read them.
 func (m *Mesh) NodeModules(t testing.TB) {

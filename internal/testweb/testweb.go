@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/reflection"
 
 	"github.com/deputymesh/deputy/internal/testca"
 )
@@ -132,6 +133,7 @@ func (s *Site) startGRPC() {
 	}
 	server := grpc.NewServer()
 	healthv1.RegisterHealthServer(server, health.NewServer())
+	reflection.Register(server)
 	go func() { _ = server.Serve(l) }()
 	s.t.Cleanup(server.Stop)
 	s.GRPC = l.Addr().String()
