@@ -1,6 +1,8 @@
 package policy_test
 
 import (
+	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -137,6 +139,29 @@ func TestArgumentsThatHoldTooMuchAreNotDecided(t *testing.T) {
 	if text, err := policy.Arguments([]byte(`{"a":[` + strings.Repeat("1,", 10_000) + `1]}`)); err != nil || len(text) < 100_000 {
 		t.Errorf("%d bytes: %v", len(text), err)
 	}
+}
+
+// What a tool was called with isn't remembered: an agent could fill the proxy's memory with it.
+func TestLongArgumentsAreNotRemembered(t *testing.T) {
+	set := load(t, toolSource(toolPolicies))
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	for i := range 40 {
+		text, err := policy.Arguments([]byte(fmt.Sprintf(`{"n":%d,"a":%q}`, i, strings.Repeat("x", 1<<20))))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := set.Decide(policy.Request{Subject: subject(t, facts(nil, planner)), Now: now, Action: "mcp:call", Resource: policy.Tool("tools", "steps", text)}); !d.Allow {
+			t.Fatalf("%+v", d)
+		}
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if kept := int64(after.HeapAlloc) - int64(before.HeapAlloc); kept > 16<<20 {
+		t.Errorf("%d MiB are kept", kept>>20)
+	}
+	runtime.KeepAlive(set)
 }
 
 func TestPoliciesAboutToolsMustBeSpelledRight(t *testing.T) {

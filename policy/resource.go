@@ -265,8 +265,8 @@ func (c *resources) of(r Resource) (object, error) {
 	}
 	o = object{r.uid(), make(types.EntityMap, 2)}
 	r.entities(o.entities)
-	if len(r.Name) > maxName || len(r.Kube.Command) > maxName {
-		return o, nil // a command may be long; those that are aren't asked for again and again
+	if len(r.Name)+len(r.Kube.Command)+len(r.Query)+len(r.Arguments) > maxName {
+		return o, nil // a command or what a tool is called with may be long; those that are aren't asked for again and again
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
