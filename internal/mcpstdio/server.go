@@ -28,6 +28,7 @@ const (
 	idleTime   = time.Hour // as the proxy's
 	bodyTime   = 30 * time.Second
 	headerTime = 15 * time.Second
+	quietTime  = 2 * time.Minute
 	keepAlive  = 30 * time.Second
 	minToken   = 16
 )
@@ -87,7 +88,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 // Serve accepts the proxy on l until ctx is done; then it ends every session, waits for its process, and returns nil. It closes l.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	web := &http.Server{
-		Handler: s, ReadHeaderTimeout: headerTime, MaxHeaderBytes: 64 << 10, BaseContext: func(net.Listener) context.Context { return ctx },
+		Handler: s, ReadHeaderTimeout: headerTime, IdleTimeout: quietTime, MaxHeaderBytes: 64 << 10, BaseContext: func(net.Listener) context.Context { return ctx },
 		ErrorLog: slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug),
 	}
 	failed := make(chan error, 1)
@@ -136,6 +137,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case subtle.ConstantTimeCompare(got[:], s.token[:]) != 1:
 		w.Header().Set("WWW-Authenticate", "Bearer")
+		w.Header().Set("Connection", "close")
 		say(w, http.StatusUnauthorized, nil, codeInvalid, "this is for the proxy alone, which has the token")
 		return
 	case len(r.Header.Values("Origin")) > 0:

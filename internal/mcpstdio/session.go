@@ -10,8 +10,11 @@ import (
 	"time"
 )
 
-// maxWaiting bounds what waits for a stream of the session's own.
-const maxWaiting = 64
+// What waits for a stream of the session's own: so many messages, of so many bytes in all.
+const (
+	maxWaiting      = 64
+	maxWaitingBytes = 1 << 20
+)
 
 // session is one of the protocol's, with its process.
 type session struct {
@@ -25,7 +28,9 @@ type session struct {
 	asked   []*call // requests under way, in order; guarded by mu, as is what follows
 	own     *call   // the session's own stream; nil without
 	waiting [][]byte
-	used    time.Time
+	// waitingBytes is how long they are.
+	waitingBytes int
+	used         time.Time
 }
 
 // call is a request, or the session's own stream, that messages are for.
@@ -74,7 +79,7 @@ func (s *session) listen(ctx context.Context) (*call, [][]byte, error) {
 	}
 	s.own = &call{messages: make(chan []byte), done: ctx.Done()}
 	waiting := s.waiting
-	s.waiting = nil
+	s.waiting, s.waitingBytes = nil, 0
 	return s.own, waiting, nil
 }
 
@@ -147,8 +152,8 @@ func (s *session) callFor(m message, data []byte) *call {
 		return s.asked[len(s.asked)-1]
 	case s.own != nil:
 		return s.own
-	case len(s.waiting) < maxWaiting:
-		s.waiting = append(s.waiting, data)
+	case len(s.waiting) < maxWaiting && s.waitingBytes+len(data) <= maxWaitingBytes:
+		s.waiting, s.waitingBytes = append(s.waiting, data), s.waitingBytes+len(data)
 	}
 	return nil
 }

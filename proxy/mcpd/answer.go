@@ -194,7 +194,7 @@ func (x *exchange) parseAnswer(raw []byte) (message, []byte, error) {
 		var o struct {
 			Name string `json:"name"`
 		}
-		if json.Unmarshal(entry, &o) == nil && x.m.method == "tools/list" {
+		if json.Unmarshal(entry, &o) == nil && x.m.method == "tools/list" && actor.CheckMCPName(o.Name) == nil {
 			x.e.pins.hold(x.account.Name, o.Name) // nobody can say that it is what it was
 		}
 	}
