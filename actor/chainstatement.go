@@ -137,8 +137,8 @@ func (c chainClaims) check() error {
 	if c.Root != RootVerified && c.Root != RootBroker {
 		return refuse(ClassClaim, "root_evidence %q", c.Root)
 	}
-	if len(c.Roles) > maxRoles {
-		return refuse(ClassClaim, "%d roles", len(c.Roles))
+	if err := checkRoles(c.Roles); err != nil {
+		return err
 	}
 	if c.Expires-c.IssuedAt > int64(ChainLife/time.Second) {
 		return refuse(ClassClaim, "the statement lives longer than %s", ChainLife)

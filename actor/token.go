@@ -175,16 +175,8 @@ func (c tokenClaims) check() error {
 	if c.Sub != SubjectName(c.Subject) {
 		return refuse(ClassClaim, "sub is not made from sub_id")
 	}
-	if len(c.Roles) > maxRoles {
-		return refuse(ClassClaim, "%d roles, want at most %d", len(c.Roles), maxRoles)
-	}
-	if err := checkList("roles", nonEmpty(c.Roles)); err != nil {
-		return wrap(ClassClaim, err)
-	}
-	for _, r := range c.Roles {
-		if err := checkText("role", r, 1, maxSubject); err != nil {
-			return err
-		}
+	if err := checkRoles(c.Roles); err != nil {
+		return err
 	}
 	for a := c.Act; a != nil; a = a.Act {
 		if a.Profile != actorProfile {
@@ -232,4 +224,19 @@ func nonEmpty[T any](l []T) []T {
 		return nil
 	}
 	return l
+}
+
+func checkRoles(roles []string) error {
+	if len(roles) > maxRoles {
+		return refuse(ClassClaim, "%d roles, want at most %d", len(roles), maxRoles)
+	}
+	if err := checkList("roles", nonEmpty(roles)); err != nil {
+		return wrap(ClassClaim, err)
+	}
+	for _, r := range roles {
+		if err := checkText("role", r, 1, maxSubject); err != nil {
+			return err
+		}
+	}
+	return nil
 }

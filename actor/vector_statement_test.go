@@ -15,6 +15,8 @@ type statementFile struct {
 	Call        operatorCall      `json:"operator_call"`
 	Keys        []statementVector `json:"key_statements"`
 	Operators   []statementVector `json:"operator_requests"`
+	ChainCall   chainCall         `json:"chain_call"`
+	Chains      []statementVector `json:"chain_statements"`
 }
 
 type operatorCall struct {
@@ -62,8 +64,9 @@ func operatorRequest(change func(*statement)) statementVector {
 
 func statementVectors() statementFile {
 	out := statementFile{
-		Description: "Statements beside the credential. The certifying key, mesh and provider are environment.json's. A refused one has the class key-statement or operator-request.",
+		Description: "Statements beside the credential. The certifying key, mesh and provider are environment.json's. A refused one has the class key-statement, operator-request or chain-statement.",
 		Now:         now.Unix(),
+		ChainCall:   statedCall,
 		Call:        operatorCall{idpURL, actor.NonceFor(keyFor("login").Public()), meshURL, "revoke", operatorBody},
 	}
 	claim := func(name string, v any) func(*statement) { return func(s *statement) { s.claims[name] = v } }
@@ -116,6 +119,7 @@ func statementVectors() statementFile {
 		v.Name, v.Valid = k.name, k.valid
 		out.Operators = append(out.Operators, v)
 	}
+	out.Chains = chainStatementVectors()
 	return out
 }
 
@@ -146,6 +150,12 @@ func TestEveryStatementVectorIsJudgedAsItSays(t *testing.T) {
 		t.Run("operator request "+vec.Name, func(t *testing.T) {
 			_, err := actor.VerifyOperatorRequest(vec.Statement, call)
 			judge(t, vec, actor.ClassOperatorRequest, err)
+		})
+	}
+	for _, vec := range file.Chains {
+		t.Run("chain statement "+vec.Name, func(t *testing.T) {
+			_, err := actor.VerifyChain(vec.Statement, env.chainCall(file.ChainCall, time.Unix(file.Now, 0)))
+			judge(t, vec, actor.ClassChain, err)
 		})
 	}
 }

@@ -123,7 +123,7 @@ _QUERY_KEY = re.compile("[^&;=#%+ ]{1,128}")
 _ANY = re.compile(r"\{[A-Za-z0-9_-]{1,64}\}")
 
 
-def _http_path(entry):
+def http_path(entry):
     if not entry.startswith("/") or len(entry.encode()) > 4096 or _CONTROL.search(entry) or re.search(r"[\\;%?#]", entry):
         return False
     segments = entry[1:].split("/")
@@ -131,7 +131,7 @@ def _http_path(entry):
 
 
 def _http_template(entry):
-    if len(entry.encode()) > 1024 or not _http_path(entry):
+    if len(entry.encode()) > 1024 or not http_path(entry):
         return False
     segments = entry.split("/")
     if segments[-1] == "*":
@@ -278,7 +278,7 @@ def _kube_path(entry):
     begin = entry.removesuffix("*")
     if len(entry.encode()) > 1024 or "*" in begin or (begin != entry and not begin.endswith("/")):
         return False
-    return _http_path(begin)
+    return http_path(begin)
 
 
 _KUBE_LISTS = {
@@ -482,7 +482,7 @@ def _http_matches(c, action):
     path, query = action.get("path", ""), action.get("query", [])
     if action["target"] not in c["locations"] or action["verb"] not in c["actions"]:
         return False
-    if not _http_path(path) or ("paths" in c and not any(_template_covers(t, path) for t in c["paths"])):
+    if not http_path(path) or ("paths" in c and not any(_template_covers(t, path) for t in c["paths"])):
         return False
     return "query" not in c or set(query) <= set(c["query"])
 
@@ -523,7 +523,7 @@ def _kube_formed(action):
         action.get(m, "") for m in ("group", "resource", "subresource", "namespace", "name", "container", "command", "path")
     )
     if verb == "nonresource":
-        return not any((group, resource, sub, namespace, name, container, command)) and _http_path(path)
+        return not any((group, resource, sub, namespace, name, container, command)) and http_path(path)
     what = (group, resource, sub)
     if verb in _ABOUT and what not in _ABOUT[verb]:
         return False

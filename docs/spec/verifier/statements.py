@@ -14,13 +14,15 @@ GRANT = "deputy-grant+jwt"
 TOKEN = "at+jwt"
 KEY_STATEMENT = "deputy-token-key+jwt"
 OPERATOR = "deputy-operator+jwt"
-OURS = {USER_GRANT, GRANT, TOKEN, KEY_STATEMENT, OPERATOR}
-KEY_MEMBERS = {USER_GRANT: "jwk", GRANT: "x5c", TOKEN: "kid", KEY_STATEMENT: None, OPERATOR: "jwk"}
+CHAIN = "deputy-chain+jwt"
+OURS = {USER_GRANT, GRANT, TOKEN, KEY_STATEMENT, OPERATOR, CHAIN}
+KEY_MEMBERS = {USER_GRANT: "jwk", GRANT: "x5c", TOKEN: "kid", KEY_STATEMENT: None, OPERATOR: "jwk", CHAIN: "x5c"}
 
 SKEW = 30
 LAST_TIME = 2**37
 MAX_TOKEN_LIFE = 300
 MAX_OPERATOR_LIFE = 60
+MAX_CHAIN_LIFE = 30
 
 
 @dataclass
@@ -99,6 +101,14 @@ _ROOT = object_of(
 )
 
 
+_CHAIN_ACTOR = object_of({"sub": _agent, "grade": _value(string, ("attested", "asserted").__contains__)})
+
+
+def _is_proxy(text):
+    parsed = ids.spiffe_id(text)
+    return bool(parsed) and parsed[1][:2] == ["deputy", "proxy"] and len(parsed[1]) > 2
+
+
 def _act(value):
     level = object_of(
         {"sub": _agent, "iss": string, "sub_profile": _value(string, "ai_agent".__eq__)}, {"act": _act}
@@ -143,6 +153,24 @@ _CLAIMS = {
             "jti": _hex_id,
         }
     ),
+    CHAIN: object_of(
+        {
+            "iss": _value(string, _is_proxy),
+            "aud": _value(string, ids.is_target),
+            "sub_id": _sub_id,
+            "txn": _hex_id,
+            "actors": _value(array_of(_CHAIN_ACTOR), lambda v: 1 <= len(v) <= 8),
+            "roles": _roles,
+            "purpose": _purpose,
+            "root_evidence": _value(string, ("verified", "broker").__contains__),
+            "htm": _text(1, 32),
+            "path": _value(string, capabilities.http_path),
+            "record": _text(1, 128),
+            "iat": _time,
+            "exp": _time,
+            "jti": _hex_id,
+        }
+    ),
 }
 
 
@@ -161,6 +189,8 @@ def _check_together(kind, c):
         demand(c["nbf"] < c["exp"], "claim.value", "nbf before exp")
     if kind == OPERATOR:
         demand(c["exp"] - c["iat"] <= MAX_OPERATOR_LIFE, "claim.value", "lives longer than a minute")
+    if kind == CHAIN:
+        demand(c["exp"] - c["iat"] <= MAX_CHAIN_LIFE, "claim.value", "lives longer than half a minute")
 
 
 # Headers
@@ -303,6 +333,24 @@ def read_operator_request(raw, call, now):
         demand(not has_passed(s["exp"], now), "operator-request", "expired")
     except Refused as e:
         raise Refused("operator-request", str(e)) from None
+    return s
+
+
+def read_chain_statement(raw, call, bundle, now):
+    """call: proxy and target (SPIFFE IDs), method and path of the request that a service got."""
+    try:
+        s = read(jose.split_jws(raw), CHAIN)
+        signer = s.chain[0].spiffe_id()
+        demand(signer and ids.trust_domain(signer) == ids.trust_domain(call["proxy"]), "chain-statement", "another trust domain")
+        certificates.check_path(s.chain, bundle, now, "chain-statement")
+        demand(s.good_signature(s.key), "chain-statement", "the signature")
+        demand(signer == s["iss"] == call["proxy"], "chain-statement", "another proxy")
+        demand(s["aud"] == call["target"], "chain-statement", "another service")
+        demand((s["htm"], s["path"]) == (call["method"], call["path"]), "chain-statement", "another request")
+        demand(not in_future(s["iat"], now), "chain-statement", "from the future")
+        demand(not has_passed(s["exp"], now), "chain-statement", "expired")
+    except Refused as e:
+        raise Refused("chain-statement", str(e)) from None
     return s
 
 

@@ -84,6 +84,9 @@ class Vectors:
         call = {**call, "body": call["body"].encode()}
         return _valid(lambda: statements.read_operator_request(raw, call, now))
 
+    def chain_statement(self, raw, call, now):
+        return _valid(lambda: statements.read_chain_statement(raw, call, self.bundle, now))
+
 
 def _outcome(act):
     try:
@@ -172,6 +175,9 @@ def check(folder):
     for v in s["operator_requests"]:
         got = vectors.operator_request(v["statement"], s["operator_call"], s["now"])
         yield f"operator request: {v['name']}", _bool(got, v["valid"])
+    for v in s["chain_statements"]:
+        got = vectors.chain_statement(v["statement"], s["chain_call"], s["now"])
+        yield f"chain statement: {v['name']}", _bool(got, v["valid"])
 
 
 def _check_matching(m):

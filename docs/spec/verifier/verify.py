@@ -89,7 +89,7 @@ def _print_report(report):
 
 
 def run_batch(args):
-    """{"credential", "subject", "narrowing" or "matching": vector} or {"log": folder, "keys": file}, to what came of it."""
+    """{"credential", "subject", "narrowing" or "matching": vector}, {"chain_statement": …, "call": …, "now": …} or {"log": folder, "keys": file}, to what came of it."""
     loaded = vectors.Vectors(args.folder)
     for line in sys.stdin:
         print(json.dumps(_case(loaded, json.loads(line))), flush=True)
@@ -103,6 +103,8 @@ def _case(loaded, case):
         return loaded.subject(case["subject"])
     if "narrowing" in case:
         return {"class": vectors.narrowing(case["narrowing"])}
+    if "chain_statement" in case:
+        return {"valid": loaded.chain_statement(case["chain_statement"], case["call"], case["now"])}
     if "matching" in case:
         return vectors.matching(case["matching"])
     try:
