@@ -49,7 +49,7 @@ func (s *Supervisor) openHTTP(ctx context.Context) error {
 			return s.ex.Credential(ctx, t.Name, nil)
 		}, s.log)
 		handler := http.Handler(l.relay)
-		if t.Kind == "mcp" {
+		if t.Kind == "mcp" || t.Kind == "kube" {
 			handler = ofItself(handler)
 		}
 		l.server = &http.Server{

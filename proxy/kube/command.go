@@ -23,10 +23,13 @@ type command struct {
 }
 
 // discovery are the paths that say which resources a cluster has; what ends in a slash has more below it.
-var discovery = []string{"/api", "/api/", "/apis", "/apis/", "/openapi/", "/version"}
+var discovery = []string{"/api", "/api/", "/apis", "/apis/", "/openapi/", "/version", "/version/"}
 
+// isDiscovery is about a path of no resource.
 func isDiscovery(path string) bool {
-	return slices.ContainsFunc(discovery, func(d string) bool { return path == d || strings.HasSuffix(d, "/") && strings.HasPrefix(path, d) })
+	return slices.ContainsFunc(discovery, func(d string) bool {
+		return path == d || strings.HasSuffix(d, "/") && d != "/version/" && strings.HasPrefix(path, d)
+	})
 }
 
 // command says what a request is decided as.
@@ -90,6 +93,9 @@ func (e *Engine) pathCommand(out *command, r request, header http.Header) error 
 	return nil
 }
 
+// maxGenerated is what of a generateName a server keeps (k8s.io/apiserver/pkg/storage/names), in bytes.
+const maxGenerated = 58
+
 // aboutBody puts into a request's object what its content says about it, which must agree with the path.
 func aboutBody(r request, c content) (actor.KubeObject, error) {
 	o, m := r.object, c.meta
@@ -106,7 +112,7 @@ func aboutBody(r request, c content) (actor.KubeObject, error) {
 	case m.name != "":
 		o.Name = m.name
 	case m.generateName != "":
-		o.Name = m.generateName + "*"
+		o.Name = m.generateName[:min(len(m.generateName), maxGenerated)] + "*"
 	default: // as reviews have none
 		return o, nil
 	}

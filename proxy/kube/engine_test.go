@@ -100,6 +100,7 @@ func TestEachRequestIsDecidedAsWhatItDoes(t *testing.T) {
 		{"GET", "/apisx", "", nil, "nonresource /apisx"},
 		{"POST", "/api/v1/namespaces/shop/pods", `{"metadata":{"name":"web"}}`, nil, "create shop/pods/web"},
 		{"POST", "/api/v1/namespaces/shop/pods", `{"metadata":{"generateName":"web-","namespace":"shop"}}`, nil, "create shop/pods/web-*"},
+		{"POST", "/api/v1/namespaces/shop/pods", `{"metadata":{"generateName":"` + strings.Repeat("a", 60) + `-"}}`, nil, "create shop/pods/" + strings.Repeat("a", 58) + "*"},
 		{"POST", "/api/v1/namespaces/shop/pods?dryRun=All", `{"metadata":{"name":"web","generateName":"x-"}}`, nil, "create shop/pods/web"},
 		{"POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", `{"spec":{}}`, nil, "create /selfsubjectaccessreviews.authorization.k8s.io"},
 		{"POST", "/api/v1/namespaces/shop/pods/web/eviction", `{"metadata":{"name":"web"}}`, nil, "create shop/pods/web/eviction"},

@@ -126,8 +126,15 @@ func (r *request) readPath() error {
 	parts := strings.Split(r.path[1:], "/")
 	prefix := parts[0]
 	parts = parts[1:]
-	if n := len(parts); (prefix != "api" || n < 2) && (prefix != "apis" || n < 3) {
-		return noTrailing(parts)
+	n := len(parts)
+	if n > 0 && parts[n-1] == "" {
+		n-- // as the API server counts
+	}
+	if (prefix != "api" || n < 2) && (prefix != "apis" || n < 3) {
+		if n < len(parts) && !isDiscovery(r.path) { // clients ask for /version/ and /apis/
+			return errors.New("it ends in a slash")
+		}
+		return nil
 	}
 	r.verb = verbs[r.method]
 	if prefix == "apis" {
@@ -184,13 +191,6 @@ func (r *request) readPath() error {
 	return nil
 }
 
-func noTrailing(parts []string) error {
-	if len(parts) > 0 && parts[len(parts)-1] == "" {
-		return errors.New("it ends in a slash")
-	}
-	return nil
-}
-
 // readQuery reads what the query says about the object, and makes the verb final.
 func (r *request) readQuery() error {
 	if r.verb == "" {
@@ -198,7 +198,7 @@ func (r *request) readQuery() error {
 	}
 	watch := false
 	if values, there := r.query["watch"]; there {
-		switch values[0] {
+		switch strings.ToLower(values[0]) {
 		case "true", "1":
 			watch = true
 		case "false", "0":

@@ -15,6 +15,7 @@ func TestARequestIsReadInOneWay(t *testing.T) {
 		{"GET", "/api/v1/namespaces/shop/pods?watch=true&allowWatchBookmarks=true", "watch", "shop/pods"},
 		{"GET", "/api/v1/namespaces/shop/pods?watch=1", "watch", "shop/pods"},
 		{"GET", "/api/v1/namespaces/shop/pods?watch=false", "list", "shop/pods"},
+		{"GET", "/api/v1/namespaces/shop/pods?watch=True", "watch", "shop/pods"},
 		{"GET", "/api/v1/watch/namespaces/shop/pods", "watch", "shop/pods"},
 		{"GET", "/api/v1/watch/namespaces/shop/pods/web", "watch", "shop/pods/web"},
 		{"GET", "/api/v1/watch/pods", "watch", "/pods"},
@@ -55,6 +56,10 @@ func TestARequestIsReadInOneWay(t *testing.T) {
 		{"GET", "/api/v1/%70ods", "list", "/pods"},
 		{"GET", "/apis/apps/v1", "", ""},
 		{"GET", "/healthz", "", ""},
+		{"GET", "/version/", "", ""},
+		{"GET", "/api/v1/", "", ""},
+		{"GET", "/apis/", "", ""},
+		{"GET", "/apis/apps/v1/", "", ""},
 		{"GET", "/", "", ""},
 	} {
 		verbs, o, err := kube.Verbs(c.method, c.uri)
@@ -85,7 +90,7 @@ func spell(o actor.KubeObject) string {
 
 func TestWhatServersReadInDifferentWaysIsRefused(t *testing.T) {
 	for _, c := range []struct{ method, uri string }{
-		{"GET", "/api/v1/namespaces/shop/pods/"}, {"GET", "/api/v1/namespaces/shop/"}, {"GET", "/api/v1/"}, {"GET", "/healthz/"}, {"GET", "/apis/apps/v1/"},
+		{"GET", "/api/v1/namespaces/shop/pods/"}, {"GET", "/api/v1/namespaces/shop/"}, {"GET", "/healthz/"}, {"GET", "/version/x/"}, {"GET", "/versions/"}, {"GET", "/api/v1/pods//"},
 		{"GET", "//api/v1/pods"}, {"GET", "/api//v1/pods"}, {"GET", "/api/v1//pods"}, {"GET", "/api/v1/./pods"}, {"GET", "/api/v1/x/../pods"},
 		{"GET", "/api/v1/namespaces/shop%2Fpods"}, {"GET", "/api/v1/namespaces/shop/pods%2fweb"}, {"GET", "/api/v1/namespaces/shop/pods/web%252flog"},
 		{"GET", "/api/v1/namespaces/shop/pods/%2e%2e/secrets"}, {"GET", "/api/v1/namespaces/shop/pods/.."}, {"GET", "/api/v1/namespaces/../pods"},
