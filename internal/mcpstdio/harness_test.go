@@ -29,9 +29,6 @@ func TestMain(m *testing.M) {
 		toolServer()
 		return
 	}
-	if err := os.Setenv(asTool, "1"); err != nil { // for the servers that tests start
-		panic(err)
-	}
 	os.Exit(m.Run())
 }
 
@@ -108,7 +105,7 @@ func newShim(t testing.TB, most int, command ...string) *shim {
 	t.Helper()
 	out := &shim{t: t, stderr: &safeBuffer{}}
 	if len(command) == 0 {
-		command = []string{os.Args[0]}
+		command = []string{"env", asTool + "=1", os.Args[0]}
 	}
 	s, err := mcpstdio.NewServer(mcpstdio.ServerConfig{Command: command, Token: token, MaxSessions: most, Stderr: out.stderr})
 	if err != nil {

@@ -283,7 +283,7 @@ func (x *exchange) questions(ctx context.Context, raw json.RawMessage) (*proxy.R
 func (x *exchange) question(ctx context.Context, name string, text []byte) *proxy.Refusal {
 	cmd := proxy.Command{Kind: name, Text: string(text), Scrubbed: "asked by the server: " + hop.Clip(hop.Printable(name), 64), Account: x.account.Name, Check: nothing}
 	known, ok := fromServer[name]
-	if masks := x.masksOf(); ok && known.write && masks != nil && masks.json.ByPath() {
+	if ok && known.write && x.mayQuote() {
 		return x.core.Refuse(ctx, cmd, proxy.Objection{Class: hop.ClassUnsupported, Reason: "the policy masks members of what is answered, and what the server asks meanwhile has none"})
 	}
 	if !ok {

@@ -1,6 +1,26 @@
 package mcpd
 
-import "io"
+import (
+	"bytes"
+	"io"
+
+	"github.com/deputymesh/deputy/internal/mask"
+	"github.com/deputymesh/deputy/policy"
+)
+
+// MaskForTest gives the result of a response with masks on.
+func MaskForTest(method, response string, rules []policy.MaskRule) ([]byte, error) {
+	m, err := parseMessage([]byte(response))
+	if err != nil {
+		return nil, err
+	}
+	keyed, err := mask.New(bytes.Repeat([]byte{7}, mask.MinKey))
+	if err != nil {
+		return nil, err
+	}
+	m, err = (&masks{json: mask.NewJSON(rules, keyed).Within()}).response(method, m)
+	return m.result, err
+}
 
 // ParseForTest gives the method of a message that is accepted.
 func ParseForTest(data []byte) (method string, request bool, err error) {

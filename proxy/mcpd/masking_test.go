@@ -194,6 +194,70 @@ func TestMasksLeaveNoWayAround(t *testing.T) {
 	}
 }
 
+// What a server says of a masked call on another stream of the session, meanwhile or later, says nothing of what is masked.
+func TestOtherStreamsOfASessionAreMaskedToo(t *testing.T) {
+	const log, ask = `{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"for ada@example.com"}}`, `{"jsonrpc":"2.0","id":"q1","method":"elicitation/create","params":{"message":"ada@example.com?"}}`
+	const changed = `{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}`
+	for rules, want := range map[string]string{"$.email=email": "", "detect:email=email": "for a***@example.com"} {
+		say, called, listening := make(chan string), make(chan struct{}), make(chan struct{})
+		r := newRig(t, http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+			body, _ := io.ReadAll(q.Body)
+			switch {
+			case q.Method == http.MethodGet:
+				w.Header().Set("Content-Type", "text/event-stream")
+				_ = http.NewResponseController(w).Flush()
+				close(listening)
+				for text := range say {
+					_, _ = io.WriteString(w, "data: "+text+"\n\n")
+					_ = http.NewResponseController(w).Flush()
+				}
+				return
+			case q.Method == http.MethodPost && strings.Contains(string(body), "tools/call"):
+				close(called)
+				<-listening
+				say <- ask
+				say <- log
+			}
+			w.Header().Set("Content-Type", "application/json")
+			w.Header().Set("Mcp-Session-Id", "upstream")
+			_, _ = io.WriteString(w, `{"jsonrpc":"2.0","id":1,"result":{"protocolVersion":"2025-11-25","capabilities":{},"serverInfo":{"name":"a","version":"1"}}}`)
+		}))
+		a, _ := r.post(begin)
+		id := a.Header.Get("Mcp-Session-Id")
+		got := make(chan string, 1)
+		go func() {
+			q, _ := http.NewRequest(http.MethodGet, "https://"+r.address+"/mcp", nil)
+			q.Header.Set("Mcp-Session-Id", id)
+			a, err := r.client.Do(q)
+			if err != nil {
+				got <- err.Error()
+				return
+			}
+			defer a.Body.Close()
+			text, _ := io.ReadAll(a.Body)
+			got <- string(text)
+		}()
+		<-listening
+		r.Set(func() { r.Ob = masks(t, rules) })
+		r.post(callTool, "Mcp-Session-Id", id)
+		<-called
+		r.Set(func() { r.Ob = policy.Obligations{} })
+		say <- log // late
+		say <- changed
+		close(say)
+		text := <-got
+		if strings.Contains(text, "ada@") || !strings.Contains(text, want) || !strings.Contains(text, "list_changed") {
+			t.Errorf("%s: %s", rules, text)
+		}
+		if strings.Contains(text, "elicitation") {
+			t.Errorf("%s: %s", rules, text)
+		}
+		if out := r.Await(t, "completed", "GET").Out; len(out.Masked) != 1 || out.Masked[0].Values < 2 {
+			t.Errorf("%s: %+v", rules, out)
+		}
+	}
+}
+
 // A masked answer waits for the record of what was masked in it, and isn't given without.
 func TestAMaskedResultNeedsItsRecord(t *testing.T) {
 	server := &says{result: `"result":{"structuredContent":{"email":"ada@example.com","name":"loot"}}`}

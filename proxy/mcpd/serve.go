@@ -10,6 +10,8 @@ import (
 	"strconv"
 
 	"github.com/deputymesh/deputy/actor"
+	"github.com/deputymesh/deputy/audit"
+	"github.com/deputymesh/deputy/policy"
 	"github.com/deputymesh/deputy/proxy"
 	"github.com/deputymesh/deputy/proxy/internal/hop"
 )
@@ -27,6 +29,11 @@ type exchange struct {
 	pass    hop.Pass
 	large   bool   // it has a place for large messages
 	masks   *masks // of the answer; masksOf makes them
+
+	// What beside makes, by which rules, and what was masked before these.
+	around   *masks
+	aroundBy []policy.MaskRule
+	counted  []audit.MaskedCount
 
 	status    int   // of the target's answer
 	bytes     int64 // to the agent
@@ -158,6 +165,9 @@ func (x *exchange) decide(r *http.Request, cmd proxy.Command, known method, body
 		x.deny(r, err)
 		return
 	}
+	if rules := pass.Obligations().Masks; x.session != nil && len(rules) > 0 {
+		defer x.session.mask(rules)()
+	}
 	// 2. The effect, and its outcome: "cut" unless the answer went through to its end.
 	status := "cut"
 	defer func() { _ = x.complete(ctx, status) }()
@@ -201,10 +211,7 @@ func (e *Engine) send(ctx context.Context, account *hop.Account, httpMethod stri
 
 // complete records the outcome; all calls but the first do nothing. The error matters where masks acted.
 func (x *exchange) complete(ctx context.Context, status string) error {
-	o := proxy.Outcome{Status: status, Bytes: x.bytes}
-	if x.masks != nil {
-		o.Masked = x.masks.counts()
-	}
+	o := proxy.Outcome{Status: status, Bytes: x.bytes, Masked: x.maskedCounts()}
 	if x.status != 0 {
 		o.Code = strconv.Itoa(x.status)
 		o.Command = "HTTP " + o.Code

@@ -4,9 +4,11 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
+	"github.com/deputymesh/deputy/policy"
 	"github.com/deputymesh/deputy/proxy/internal/hop"
 )
 
@@ -38,6 +40,8 @@ type mcpSession struct {
 	version   string // guarded by mu, as is what follows
 	used      time.Time
 	questions map[string]string      // the server's requests that the agent got, and their methods
+	rules     []policy.MaskRule      // that any call of it had masks by
+	byPath    int                    // calls under way that mask by path
 	chains    map[string]func() bool // sessions of the core that used it, and how to stop waiting for their ends
 }
 
@@ -125,6 +129,36 @@ func (n *mcpSession) lastUse() time.Time {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.used
+}
+
+// mask notes that a call's answer is masked, and returns what notes its end.
+func (n *mcpSession) mask(rules []policy.MaskRule) (done func()) {
+	path := 0
+	if slices.ContainsFunc(rules, func(r policy.MaskRule) bool { return r.Path != "" }) {
+		path = 1
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.rules = policy.Obligations{Masks: n.rules}.And(policy.Obligations{Masks: rules}).Masks
+	n.byPath += path
+	return func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.byPath -= path
+	}
+}
+
+// masked are the rules that any call had masks by.
+func (n *mcpSession) masked() []policy.MaskRule {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.rules
+}
+
+func (n *mcpSession) callsMaskedByPath() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.byPath
 }
 
 // ask notes a question of the server's that the agent is about to get.

@@ -85,7 +85,7 @@ func (x *exchange) fromServer(ctx context.Context, m message, raw []byte) ([]byt
 		if !slices.Contains(notices, m.method) || m.method == "notifications/resources/updated" && !x.mayHear(m) {
 			return nil, false, nil
 		}
-		if masks := x.masksOf(); masks != nil {
+		if masks := x.beside(); masks != nil {
 			return masks.notice(m, raw), false, nil
 		}
 		return raw, false, nil
@@ -100,7 +100,7 @@ func (x *exchange) fromServer(ctx context.Context, m message, raw []byte) ([]byt
 			}
 			return nil, false, nil
 		}
-		if masks := x.masksOf(); masks != nil {
+		if masks := x.beside(); masks != nil {
 			if raw = masks.asked(raw); raw == nil {
 				return nil, false, fmt.Errorf("%w: no mask can be put on what it asks", errUnclear)
 			}
