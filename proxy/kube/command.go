@@ -174,8 +174,8 @@ func verbsOf(r request, o *actor.KubeObject, c content) ([]string, error) {
 		}
 	}
 	out := []string{r.verb}
-	// An object that isn't there yet is created by server-side apply, and by an update that names no version of it, where the resource is such.
-	if o.Subresource == "" && (c.kind == typeApply || r.verb == "update" && c.meta.resourceVersion == "") {
+	// An object that isn't there yet is created by server-side apply, and by an update that names no version of it (0 is none, either), where the resource is such.
+	if o.Subresource == "" && (c.kind == typeApply || r.verb == "update" && strings.Trim(c.meta.resourceVersion, "0") == "") {
 		out = append(out, "create")
 	}
 	if beside := actor.KubeVerbBeside(*o); beside != "" && (changes || r.verb == "create") {

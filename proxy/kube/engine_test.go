@@ -106,6 +106,8 @@ func TestEachRequestIsDecidedAsWhatItDoes(t *testing.T) {
 		{"POST", "/api/v1/namespaces/shop/pods/web/eviction", `{"metadata":{"name":"web"}}`, nil, "create shop/pods/web/eviction"},
 		{"PUT", "/api/v1/namespaces/shop/configmaps/c", `{"metadata":{"name":"c","resourceVersion":"5"}}`, nil, "update shop/configmaps/c"},
 		{"PUT", "/api/v1/namespaces/shop/configmaps/c", `{"metadata":{"name":"c"}}`, nil, "update shop/configmaps/c, create shop/configmaps/c"},
+		{"PUT", "/api/v1/namespaces/shop/configmaps/c", `{"metadata":{"name":"c","resourceVersion":"0"}}`, nil, "update shop/configmaps/c, create shop/configmaps/c"},
+		{"PUT", "/api/v1/namespaces/shop/configmaps/c", `{"metadata":{"name":"c","resourceVersion":"00"}}`, nil, "update shop/configmaps/c, create shop/configmaps/c"},
 		{"PATCH", "/api/v1/namespaces/shop/configmaps/c", `{"data":{"a":"b"}}`, patch("application/merge-patch+json"), "patch shop/configmaps/c"},
 		{"PATCH", "/api/v1/namespaces/shop/configmaps/c?fieldManager=x", `{"metadata":{"name":"c"}}`, patch("application/apply-patch+yaml"), "patch shop/configmaps/c, create shop/configmaps/c"},
 		{"DELETE", "/api/v1/namespaces/shop/pods/web", `{"kind":"DeleteOptions","apiVersion":"v1"}`, nil, "delete shop/pods/web"},
