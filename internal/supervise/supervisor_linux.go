@@ -64,13 +64,14 @@ type Supervisor struct {
 	mesh   Mesh
 	jwt    *jwtRelay
 
-	server    *grpc.Server
-	streams   *streamDesk
-	listeners []*pgListener
-	web       []*httpListener
-	raw       []*tcpListener
-	sshConfig string // of the run; "" without SSH targets
-	kubeFile  string // the run's kubeconfig; "" without clusters
+	server     *grpc.Server
+	streams    *streamDesk
+	listeners  []*pgListener
+	web        []*httpListener
+	raw        []*tcpListener
+	knownHosts knownHosts
+	sshConfig  string // of the run; "" without SSH targets
+	kubeFile   string // the run's kubeconfig; "" without clusters
 
 	// marks are what the agent's program, and all that it starts, is restrained by; nil before it starts.
 	marks   atomic.Pointer[kernel.Restraints]
