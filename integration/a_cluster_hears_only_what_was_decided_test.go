@@ -109,10 +109,10 @@ func TestAClusterHearsOnlyWhatWasDecided(t *testing.T) {
 // The value of a Secret is in nothing that an agent sees, whatever it asks by, unless a policy shows that very Secret.
 func TestSecretsOfAClusterStayMasked(t *testing.T) {
 	m, c, kubectl := decidedCluster(t)
-	const value = "correct-horse-battery"
-	value64 := base64.StdEncoding.EncodeToString([]byte(value))
-	for _, name := range []string{"db", "public-key"} {
-		c.Apply(`{"apiVersion":"v1","kind":"Secret","metadata":{"name":"` + name + `","namespace":"shop","annotations":{"copied":"` + value + `"}},"stringData":{"password":"` + value + `"}}`)
+	const value, public = "correct-horse-battery", "everybody-may-know"
+	value64, public64 := base64.StdEncoding.EncodeToString([]byte(value)), base64.StdEncoding.EncodeToString([]byte(public))
+	for name, v := range map[string]string{"db": value, "public-key": public} {
+		c.Apply(`{"apiVersion":"v1","kind":"Secret","metadata":{"name":"` + name + `","namespace":"shop","annotations":{"copied":"` + v + `"}},"stringData":{"password":"` + v + `"}}`)
 	}
 	c.Apply(`{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"settings","namespace":"shop"},"data":{"token":"` + value + `","owner":"ada@example.com","color":"blue"}}`)
 	alice := m.Login(t, "alice")
@@ -139,7 +139,6 @@ func TestSecretsOfAClusterStayMasked(t *testing.T) {
 			if !strings.Contains(all, row.says) {
 				t.Errorf("%q isn't in %s", row.says, r)
 			}
-			// public-key is shown by name alone, not in a list.
 			for _, v := range []string{value, value64} {
 				if strings.Contains(all, v) {
 					t.Errorf("%s", r)
@@ -158,9 +157,17 @@ func TestSecretsOfAClusterStayMasked(t *testing.T) {
 	})
 	t.Run("the one that is shown", func(t *testing.T) {
 		r := alice.Run(t, inCluster, "sh", "-c", kubectl+" get secret -n shop public-key -o jsonpath={.data.password}")
-		if r.Code != 0 || r.Stdout != value64 {
+		if r.Code != 0 || r.Stdout != public64 {
 			t.Errorf("%s", r)
 		}
+		r = alice.Run(t, inCluster, "sh", "-c", kubectl+` get secrets -n shop -o custom-columns=V:.data.password --no-headers`)
+		if r.Code != 0 || r.Stdout != masked+"\n"+public64+"\n" {
+			t.Errorf("in a list: %s", r)
+		}
+		m.AwaitRecord(t, "proxy", "the reveal out of a list", func(r *audit.Record) bool {
+			d, ok := r.Event.(*audit.Decision)
+			return ok && d.Action == "kube:reveal" && d.Objects[0].Name == "shop/secrets/public-key"
+		})
 		m.AwaitRecord(t, "proxy", "the decision", func(r *audit.Record) bool {
 			d, ok := r.Event.(*audit.Decision)
 			return ok && d.Action == "kube:get,kube:reveal" && slices.Contains(d.Policies, "the-public-key-is-shown")

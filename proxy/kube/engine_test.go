@@ -2,6 +2,7 @@ package kube_test
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"net/http"
 	"slices"
@@ -300,6 +301,45 @@ func TestARevealedSecretIsShown(t *testing.T) {
 	r.can("reveal shop/secrets/db")
 	if a := r.ask("GET", "/api/v1/namespaces/shop/secrets/db", ""); a.StatusCode != 403 {
 		t.Errorf("revealed without get: %d", a.StatusCode)
+	}
+}
+
+func TestOfManySecretsThoseAreShownThatAPolicyNames(t *testing.T) {
+	item := func(name string) string {
+		return fmt.Sprintf(`{"metadata":{"name":%q,"namespace":"shop"},"data":{"k":"aHVudGVyMg=="}}`, name)
+	}
+	list := `{"kind":"SecretList","items":[` + item("a") + "," + item("b") + `]}`
+	events := `{"type":"ADDED","object":` + item("a") + "}\n" + `{"type":"ADDED","object":` + item("b") + "}\n"
+	for uri, body := range map[string]string{
+		"/api/v1/namespaces/shop/secrets": list, "/api/v1/secrets": list, "/api/v1/namespaces/shop/secrets?watch=true": events, "/api/v1/namespaces/other/secrets": list,
+	} {
+		r := newRig(t, answer("application/json", body))
+		r.can("list shop/secrets", "list /secrets", "list other/secrets", "watch shop/secrets", "reveal shop/secrets/b")
+		want := 1
+		if strings.Contains(uri, "other") { // what the cluster says of another namespace shows nothing
+			want = 0
+		}
+		a := r.ask("GET", uri, "")
+		got := text(t, a)
+		if a.StatusCode != 200 || strings.Count(got, "aHVudGVyMg==") != want || want == 1 && strings.Index(got, `"b"`) < 0 {
+			t.Errorf("%s: %d %s", uri, a.StatusCode, got)
+		}
+		if n := len(r.All("completed")); n != 1+want {
+			t.Errorf("%s: %d outcomes", uri, n)
+		}
+		if want == 1 {
+			if e := r.Await(t, "decided", "reveal shop/b"); spellOps(e.Cmd) != "reveal shop/secrets/b" {
+				t.Error(spellOps(e.Cmd))
+			}
+		}
+		r.Set(func() {
+			r.Durable = func(context.Context) error {
+				return &proxy.Refusal{Class: proxy.ClassEvidence, Reason: "nothing can be recorded"}
+			}
+		})
+		if got := text(t, r.ask("GET", uri, "")); strings.Contains(got, "aHVudGVyMg==") {
+			t.Errorf("%s: shown without a record: %s", uri, got)
+		}
 	}
 }
 

@@ -31,8 +31,10 @@ type masker struct {
 	secrets bool       // the objects are Secrets
 	tables  bool       // their columns show no value, as the API server's own for Secrets
 	paths   *mask.JSON // nil without masks of a policy's
-	values  int64
-	hidden  []string // the values of the object at hand, as they are and in base64
+	// reveal says whether a policy shows this very Secret; nil for no. It is asked for each object of a list, a table and a watch.
+	reveal func(namespace, name string) bool
+	values int64
+	hidden []string // the values of the object at hand, as they are and in base64
 }
 
 func newMasker(secrets bool, rules []policy.MaskRule, keyed *mask.Keyed) *masker {
@@ -56,6 +58,25 @@ func (m *masker) counts() []audit.MaskedCount {
 
 // object is one object with its masks on, as JSON.
 func (m *masker) object(o map[string]any) ([]byte, error) {
+	if !m.isShown(o) {
+		return m.masked(o)
+	}
+	text, err := encode(o)
+	if err != nil || m.paths == nil {
+		return text, err
+	}
+	return m.paths.Bytes(text)
+}
+
+func (m *masker) isShown(o map[string]any) bool {
+	kind, _ := o["kind"].(string)
+	meta, _ := o["metadata"].(map[string]any)
+	namespace, _ := meta["namespace"].(string)
+	name, _ := meta["name"].(string)
+	return m.secrets && m.reveal != nil && name != "" && (kind == "" || kind == "Secret" || kind == "PartialObjectMetadata") && m.reveal(namespace, name)
+}
+
+func (m *masker) masked(o map[string]any) ([]byte, error) {
 	m.hidden = nil
 	if kind, _ := o["kind"].(string); kind == "Status" {
 		failure(o)
@@ -208,7 +229,7 @@ func (m *masker) inside(text string) (string, error) {
 	if m.secrets {
 		o["kind"] = "Secret" // whatever it says, nothing is shown that a Secret doesn't show
 	}
-	masked, err := m.object(o)
+	masked, err := m.masked(o)
 	return string(masked), err
 }
 

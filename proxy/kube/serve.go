@@ -88,6 +88,9 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if rules := pass.Obligations().Masks; x.cmd.masked || len(rules) > 0 {
 		x.masks = newMasker(x.cmd.masked, rules, e.keyed)
 		x.masks.tables = len(rules) == 0 && x.request.object.Group == ""
+		if o := x.request.object; x.cmd.masked && o.Name == "" && o.Group == "" && o.Subresource == "" {
+			x.masks.reveal = func(namespace, name string) bool { return x.reveals(ctx, namespace, name) }
+		}
 	}
 	if x.cmd.upgrade {
 		err = x.bridge(ctx, r)
@@ -169,6 +172,28 @@ func (x *exchange) revealed() {
 		shown.Check = func(ob policy.Obligations) error { return carriedOut(ob, r, o, c, false) }
 		x.cmd.Command, x.cmd.masked = shown, false
 	}
+}
+
+// reveals says whether one Secret of an answer about many is shown, and puts that on record before it is.
+func (x *exchange) reveals(ctx context.Context, namespace, name string) bool {
+	o := actor.KubeObject{Resource: "secrets", Namespace: namespace, Name: name}
+	if actor.CheckKubeName(name) != nil || o.Check() != nil || x.request.object.Namespace != "" && x.request.object.Namespace != namespace {
+		return false
+	}
+	text := "reveal " + namespace + "/" + name
+	cmd := proxy.Command{Kind: "reveal", Text: text, Scrubbed: text, Account: x.account.Name, Ops: []proxy.Op{x.e.op("reveal", o)}, Check: plain}
+	if !x.core.Would(cmd) {
+		return false
+	}
+	pass, err := x.core.Authorize(ctx, cmd)
+	if err != nil {
+		return false
+	}
+	status := "ok"
+	if pass.Use() != nil {
+		status = "not_sent"
+	}
+	return pass.Completed(context.WithoutCancel(ctx), proxy.Outcome{Status: status}) == nil && status == "ok"
 }
 
 // refuse records why a request isn't even decided, and says so.
