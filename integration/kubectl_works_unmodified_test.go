@@ -27,14 +27,14 @@ subjects: [{apiGroup: rbac.authorization.k8s.io, kind: Group, name: ` + testmesh
 `
 
 // clusterMesh is a mesh with a Kubernetes cluster behind its proxy, and a kubectl that agents may run.
-func clusterMesh(t *testing.T) (*testmesh.Mesh, *testkube.Cluster, string) {
+func clusterMesh(t *testing.T, more ...testmesh.Option) (*testmesh.Mesh, *testkube.Cluster, string) {
 	t.Helper()
 	c := testkube.Start(t, "deputy-user", "deputy-actors", "deputy-grade", "deputy-task", "deputy-chain", "deputy-record")
 	c.Namespace("shop")
 	c.Namespace("other")
 	c.Apply(clusterRights)
 	c.Pod("shop", "web")
-	m := testmesh.Start(t, testmesh.Kube(c), testmesh.Policy(filepath.Join("testdata", "cluster")))
+	m := testmesh.Start(t, append(more, testmesh.Kube(c), testmesh.Policy(filepath.Join("testdata", "cluster")))...)
 	return m, c, testkube.PublicKubectl(t)
 }
 

@@ -170,4 +170,48 @@ func TestRevokedStreamsOfPodsEndWithinASecond(t *testing.T) {
 			}
 		})
 	}
+	// So does a proxy that is stopped, and says why.
+	live := testmesh.Begin(t, m.Login(t, "alice").Agents(t, inCluster, "sh", "-c", "exec "+kubectl+" -n shop exec -i web -- sh -c 'echo begun-c; exec cat'"))
+	live.Await("begun-c", 1)
+	m.Proxy.Stop()
+	if end := live.Wait(patience); end.Code == 0 || !strings.Contains(end.Stderr, "the proxy is shutting down") {
+		t.Errorf("the agent's end: %s", end)
+	}
+}
+
+// An exec and a watch through a run's listener go on past the end of the token that they began with.
+func TestStreamsOfPodsOutliveTheirTokens(t *testing.T) {
+	t.Parallel() // it waits for most of its time
+	const life, skew = time.Minute, 30 * time.Second
+	m, c, kubectl := clusterMesh(t, testmesh.Edit("broker", func(c string) string {
+		return strings.Replace(c, "token_ttl: 5m", "token_ttl: "+life.String(), 1)
+	}))
+	alice := m.Login(t, "alice")
+	begin := func(env, args string) *testmesh.Live {
+		return testmesh.Begin(t, alice.Agents(t, inCluster, "sh", "-c", "exec env "+env+" "+kubectl+" -n shop "+args))
+	}
+	overWebSocket := begin("", "exec -i web -- cat")
+	overSPDY := begin("KUBECTL_REMOTE_COMMAND_WEBSOCKETS=false", "exec -i web -- cat")
+	watch := begin("", "get pods --watch -o name")
+	overWebSocket.Type("first\n")
+	overSPDY.Type("first\n")
+	for _, l := range []*testmesh.Live{overWebSocket, overSPDY} {
+		l.Await("first", 1)
+	}
+	watch.Await("pod/web", 1)
+	rec := m.AwaitRecord(t, "proxy", "the watch", decidedOn("kube:watch", ""))
+	if wait := time.Until(rec.Chain.Expires.Add(skew + 3*time.Second)); wait > 0 {
+		time.Sleep(wait) // the token's end is the claim
+	}
+	for _, l := range []*testmesh.Live{overWebSocket, overSPDY} {
+		l.Type("second\n")
+		l.Await("second", 1)
+	}
+	c.Pod("shop", "late")
+	watch.Await("pod/late", 1)
+	for _, l := range []*testmesh.Live{overWebSocket, overSPDY} {
+		if r := l.Wait(patience); r.Code != 0 {
+			t.Errorf("after the input's end: %s", r)
+		}
+	}
 }

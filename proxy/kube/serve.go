@@ -18,6 +18,7 @@ import (
 	"github.com/deputymesh/deputy/policy"
 	"github.com/deputymesh/deputy/proxy"
 	"github.com/deputymesh/deputy/proxy/internal/hop"
+	"github.com/deputymesh/deputy/proxy/kube/streams"
 )
 
 // writeTime is how long an agent may take to take a piece of an answer.
@@ -110,7 +111,7 @@ func (x *exchange) outcome(err error) string {
 		return "ok"
 	case x.whole || x.failed: // how it ended is known, whether the session goes on or not
 		return "error"
-	case x.core.Context().Err() == nil && err != nil:
+	case x.core.Context().Err() == nil && err != nil && !errors.Is(err, streams.ErrEnded):
 		return "error"
 	}
 	return "cut"

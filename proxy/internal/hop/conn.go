@@ -99,6 +99,7 @@ type agentConn struct {
 	once  sync.Once
 	// parting is what says why the connection ends; nil but for one that left HTTP.
 	parting atomic.Pointer[func(error)]
+	parted  sync.Once
 
 	mu      sync.Mutex // guards what follows
 	core    Session

@@ -10,7 +10,7 @@ import (
 const partingTime = 250 * time.Millisecond
 
 // errStopping is why connections end with the engine.
-var errStopping = errors.New("the proxy is being stopped")
+var errStopping = errors.New("the proxy is shutting down")
 
 // Parting has f run when the connection of a request is to be ended from this side, with the reason, before it is closed, and for no longer than
 // partingTime; f returns when the connection is closed, at the latest. It is for a request that left HTTP, which has its connection to itself. stop takes f back.
@@ -23,9 +23,13 @@ func (h *Hop) Parting(r *http.Request, f func(why error)) (stop func()) {
 	return func() { c.parting.Store(nil) }
 }
 
-// part ends a connection from this side.
+// part ends a connection from this side. Of several that end it, for the session and for the engine, the first does, and the others wait for it.
 func (c *agentConn) part(why error) {
-	f := c.parting.Swap(nil)
+	c.parted.Do(func() { c.sayAndClose(why) })
+}
+
+func (c *agentConn) sayAndClose(why error) {
+	f := c.parting.Load()
 	if f == nil {
 		_ = c.Close()
 		return
