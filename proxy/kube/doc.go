@@ -6,6 +6,6 @@
 // stand for the user's roles, and the chain itself; so the cluster's RBAC decides about the user, and its audit log has the chain. The values of Secrets are masked in every answer, unless
 // a policy reveals them.
 //
-// Begin with [Engine.ServeHTTP]; path.go says how a request is read, command.go what is decided, secrets.go what is masked. Connections,
+// Begin with [Engine.ServeHTTP]; path.go says how a request is read, command.go what is decided, secrets.go what is masked, relay.go what goes on. Connections,
 // sessions and the headers that are taken away are in proxy/internal/hop.
 package kube
