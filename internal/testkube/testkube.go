@@ -113,6 +113,12 @@ func (c *Cluster) Admin(args ...string) string {
 	return out
 }
 
+// Failing runs kubectl as the administrator, whether it fails or not, and returns what it prints.
+func (c *Cluster) Failing(args ...string) string {
+	out, _ := c.admin("", args...)
+	return out
+}
+
 // Apply makes objects from YAML or JSON, as the administrator.
 func (c *Cluster) Apply(objects string) {
 	c.t.Helper()

@@ -155,6 +155,23 @@ const (
 	secret     = `{"apiVersion":"v1","kind":"Secret","metadata":{"name":"db"},"stringData":{"password":"` + value + `"}}`
 )
 
+// quoting are policies of the cluster that say what a Secret has.
+var quoting = fmt.Sprintf(admission, "denied", "Deny") + fmt.Sprintf(admission, "warned", "Warn")
+
+const admission = `---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata: {name: %[1]s}
+spec:
+  matchConstraints: {resourceRules: [{apiGroups: [""], apiVersions: [v1], operations: [UPDATE], resources: [secrets]}]}
+  validations: [{expression: "!('%[1]s' in object.data)", reason: Forbidden, messageExpression: "'says ' + string(object.data.password)"}]
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata: {name: %[1]s}
+spec: {policyName: %[1]s, validationActions: [%[2]s]}
+`
+
 // TestKubectl is the table of docs/targets/kubernetes.md: each operation of kubectl through the engine to a real API server, in this order.
 func TestKubectl(t *testing.T) {
 	r := newRealRig(t)
@@ -250,6 +267,19 @@ func TestKubectl(t *testing.T) {
 		}
 		if got := r.cluster.Admin("get", "secret", "-n", "shop", "db", "-o", "jsonpath={.data.password}"); got != value64 {
 			t.Errorf("the value has become %q", got)
+		}
+	})
+	t.Run("admission_quotes_a_secret", func(t *testing.T) {
+		r.cluster.Apply(quoting)
+		for !strings.Contains(r.cluster.Failing("patch", "secret", "-n", "shop", "db", "--dry-run=server", "-p", `{"data":{"denied":""}}`), "says "+value64) {
+			if t.Context().Err() != nil {
+				t.Fatal("the admission policy never began")
+			}
+		}
+		for key, want := range map[string]string{"denied": "denied request: the cluster's words are withheld", "warned": "patched"} {
+			if out, _ := r.run(t, "", "patch", "secret", "db", "-p", `{"data":{"`+key+`":""}}`); strings.Contains(out, value64) || !strings.Contains(out, want) {
+				t.Errorf("%s: %s", key, out)
+			}
 		}
 	})
 	t.Run("watch", func(t *testing.T) {

@@ -153,7 +153,8 @@ func (x *exchange) stream(from io.Reader) error {
 
 // masked passes an answer on with its masks.
 func (x *exchange) masked(ctx context.Context, r *http.Request, a *http.Response) error {
-	for _, name := range []string{"Etag", "Last-Modified", "Content-Length", "Accept-Ranges"} {
+	// Warnings are admission's words about the object, which it may quote.
+	for _, name := range []string{"Etag", "Last-Modified", "Content-Length", "Accept-Ranges", "Warning"} {
 		a.Header.Del(name)
 	}
 	if r.Method == http.MethodHead || a.StatusCode == http.StatusNoContent || a.StatusCode == http.StatusNotModified || a.ContentLength == 0 {

@@ -146,12 +146,26 @@ var plainReasons = []string{
 
 const withheldText = "the cluster's words are withheld: they could hold a masked value"
 
+// denied are the API server's words before those of an admission policy or webhook, which may say anything of the object, for any reason.
+var denied = []string{"denied the request", "denied request"}
+
 // failure takes the text out of a Status that may quote an object.
 func failure(o map[string]any) {
-	if reason, _ := o["reason"].(string); o["status"] != "Failure" || contains(plainReasons, reason) {
+	if o["status"] != "Failure" {
 		return
 	}
-	o["message"] = withheldText
+	reason, _ := o["reason"].(string)
+	message, _ := o["message"].(string)
+	said := withheldText
+	for _, d := range denied {
+		if who, _, found := strings.Cut(message, d); found && said == withheldText {
+			said = who + d + ": " + withheldText
+		}
+	}
+	if contains(plainReasons, reason) && said == withheldText && !strings.Contains(strings.ToLower(message), "admission") {
+		return
+	}
+	o["message"] = said
 	if details, ok := o["details"].(map[string]any); ok {
 		delete(details, "causes")
 	}
