@@ -1,6 +1,8 @@
 package kube
 
 import (
+	"bufio"
+	"bytes"
 	"net/http"
 
 	"github.com/deputymesh/deputy/actor"
@@ -36,4 +38,31 @@ func AcceptMasked(h http.Header, tables bool) { acceptMasked(h, tables) }
 func ReadProtobuf(text []byte, options bool) (string, error) {
 	m, err := readProtobuf(text, options)
 	return m.name + " " + m.generateName + " " + m.namespace + " " + m.resourceVersion, err
+}
+
+// MaskSecrets puts the masks on an answer about Secrets.
+func MaskSecrets(text []byte) ([]byte, error) {
+	var out bytes.Buffer
+	to := bufio.NewWriter(&out)
+	m := newMasker(true, nil, nil)
+	m.tables = true
+	if err := m.copy(to, bytes.NewReader(text)); err != nil {
+		return nil, err
+	}
+	err := to.Flush()
+	return out.Bytes(), err
+}
+
+// Frames puts them on the events of a watch, up to the first that can't be read.
+func Frames(text []byte) []byte {
+	m := newMasker(true, nil, nil)
+	m.tables = true
+	var out []byte
+	for r := newReader(bytes.NewReader(text)); ; {
+		line, err := m.frame(r)
+		if err != nil {
+			return out
+		}
+		out = append(out, line...)
+	}
 }
