@@ -24,8 +24,8 @@ type rule struct {
 	actions     []types.EntityUID
 	permit      bool
 	obligations Obligations
-	// wider are the forms of a forbid for requests about many objects, by what they leave open; see kubereach.go.
-	wider [4]*cedar.Policy
+	// wider are the forms of a forbid for requests that leave something open, by what that is; see kubereach.go.
+	wider [8]*cedar.Policy
 }
 
 // Check compiles a source and returns every fault it finds, in the order of the files; nil means that

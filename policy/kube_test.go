@@ -213,3 +213,33 @@ func TestWhatIsForbiddenIsntHadByAskingForAll(t *testing.T) {
 		}
 	}
 }
+
+// The cluster chooses where a request doesn't: a forbid about a container isn't gone around by naming none.
+func TestAForbiddenContainerIsntHadByNamingNone(t *testing.T) {
+	const permit = `@id("all") permit (principal, action, resource in Deputy::Target::"prod");`
+	for _, c := range []struct{ forbid, allowed, refused string }{
+		{`action, resource is Deputy::KubeResource) when { resource.container == "vault" }`, "get:: get:log:main exec:exec:main list:: attach:attach:main", "exec:exec: exec:exec:vault attach:attach: get:log: get:log:vault debug:ephemeralcontainers:"},
+		{`action == Deputy::Action::"kube:exec", resource in Deputy::KubeNamespace::"prod/shop") when { resource.container like "v*" && resource.name == "web" }`, "get:log: attach:attach: exec:exec:main", "exec:exec: exec:exec:vault"},
+		{`action == Deputy::Action::"kube:exec", resource in Deputy::KubeNamespace::"prod/other") when { resource.container == "vault" }`, "exec:exec:", ""},
+		{`action == Deputy::Action::"kube:exec", resource is Deputy::KubeResource) when { resource.container == "vault" && resource.name == "db" }`, "exec:exec:", ""},
+		{`action, resource is Deputy::KubeResource) when { resource in Deputy::KubeNamespace::"prod/kube-system" || [Deputy::KubeResource::"prod/b/pods/x"].contains(resource) }`, "exec:exec: get:log:", ""},
+	} {
+		set, err := policy.Compile(kubeSource(permit + "\n@id(\"no\") forbid (principal, " + c.forbid + ";"))
+		if err != nil {
+			t.Fatalf("%s: %v", c.forbid, err)
+		}
+		for want, all := range map[bool]string{true: c.allowed, false: c.refused} {
+			for one := range strings.FieldsSeq(all) {
+				parts := strings.Split(one, ":")
+				o := actor.KubeObject{Resource: "pods", Namespace: "shop", Name: "web", Subresource: parts[1], Container: parts[2]}
+				if parts[0] == "exec" {
+					o.Command = "ls"
+				}
+				d := set.Decide(policy.Request{Subject: subject(t, facts(nil, planner)), Now: now, Action: "kube:" + parts[0], Resource: policy.KubeResource("prod", o)})
+				if d.Err != nil || d.Allow != want {
+					t.Errorf("%s\n%s: %+v", c.forbid, one, d)
+				}
+			}
+		}
+	}
+}

@@ -16,9 +16,14 @@ import (
 // wouldn't match such a request, and what it forbids would be had by asking for more. So each forbid has wider forms, in which what the request leaves
 // open may be anything, and one of them that matches is a refusal. A wider form may match where the forbid itself would match none of the
 // objects; it is never the other way round.
+//
+// So it is with a request that names no container: the cluster takes the only one, or the pod's default.
 
 // reach is what a request leaves open.
-type reach struct{ name, namespace bool }
+type reach struct{ name, namespace, container bool }
+
+// inDefault leaves the container open, which is no part of what an object is.
+var inDefault = reach{container: true}
 
 func (r reach) index() int {
 	n := 0
@@ -28,18 +33,29 @@ func (r reach) index() int {
 	if r.namespace {
 		n += 2
 	}
+	if r.container {
+		n += 4
+	}
 	return n
 }
 
 // manyActions are those that reach objects which they don't name.
 var manyActions = []types.String{"kube:list", "kube:watch", "kube:deletecollection"}
 
+// inContainer are those that happen in a container; get does where it is about a log.
+var inContainer = []types.String{"kube:exec", "kube:attach", "kube:debug", "kube:get"}
+
 // reachOf is what a request about a resource leaves open.
 func reachOf(action types.EntityUID, r Resource) reach {
-	if r.Kind != KindKubeResource || !slices.Contains(manyActions, action.ID) {
+	switch {
+	case r.Kind != KindKubeResource:
 		return reach{}
+	case slices.Contains(manyActions, action.ID):
+		return reach{name: r.Kube.Name == "", namespace: r.Kube.Namespace == "" && !clusterScoped(r.Kube)}
+	case slices.Contains(inContainer, action.ID):
+		return reach{container: r.Kube.Container == "" && (action.ID != "kube:get" || r.Kube.Subresource == "log")}
 	}
-	return reach{name: r.Kube.Name == "", namespace: r.Kube.Namespace == "" && !clusterScoped(r.Kube)}
+	return reach{}
 }
 
 // outsideNamespaces are the API server's own resources whose objects stand in no namespace. Those of others may stand in one.
@@ -58,10 +74,12 @@ func clusterScoped(o actor.KubeObject) bool {
 
 // widen makes the wider forms of a forbid; nil where it can't be about many objects.
 func (r *rule) widen() {
-	if r.permit || r.actions != nil && !slices.ContainsFunc(r.actions, func(a types.EntityUID) bool { return slices.Contains(manyActions, a.ID) }) {
+	if r.permit || r.actions != nil && !slices.ContainsFunc(r.actions, func(a types.EntityUID) bool {
+		return slices.Contains(manyActions, a.ID) || slices.Contains(inContainer, a.ID)
+	}) {
 		return
 	}
-	for _, open := range []reach{{name: true}, {namespace: true}, {true, true}} {
+	for _, open := range []reach{{name: true}, {namespace: true}, {name: true, namespace: true}, inDefault} {
 		p := *(*ast.Policy)(r.text.AST())
 		p.Conditions = nil
 		var more []ast.ConditionType
@@ -136,7 +154,7 @@ func asksAbout(n ast.IsNode, open reach) bool {
 		switch n := n.(type) {
 		case ast.NodeTypeAccess:
 			if isResource(n.Arg) {
-				found = found || open.name && n.Value == "name" || open.namespace && n.Value == "namespace"
+				found = found || open.name && n.Value == "name" || open.namespace && n.Value == "namespace" || open.container && n.Value == "container"
 				return false
 			}
 		case ast.NodeTypeHas:
@@ -146,11 +164,11 @@ func asksAbout(n ast.IsNode, open reach) bool {
 		case ast.NodeTypeIn:
 			if v, ok := n.Right.(ast.NodeValue); ok && isResource(n.Left) {
 				uid, ok := v.Value.(types.EntityUID)
-				found = found || !ok || uid.Type != typeTarget && uid.Type != typeTargetGroup
+				found = found || open != inDefault && (!ok || uid.Type != typeTarget && uid.Type != typeTargetGroup)
 				return false
 			}
 		case ast.NodeTypeVariable:
-			found = found || n.Name == "resource"
+			found = found || open != inDefault && n.Name == "resource"
 		}
 		return !found
 	})

@@ -146,7 +146,7 @@ func (s *Set) decide(r Request, choose func(types.EntityUID) cedar.PolicyIterato
 		d.Reason = fmt.Sprintf("%s on %s needs a policy that names this action in its head; %s is wider", r.Action, r.Resource, quoted(d.Policies))
 	case verdict == cedar.Allow && len(inside) > 0:
 		d.Policies = inside
-		d.Reason = fmt.Sprintf("policy %s forbids %s on some of what %s may be; ask about a namespace or an object that it leaves", quoted(inside), r.Action, r.Resource)
+		d.Reason = fmt.Sprintf("policy %s forbids %s on some of what %s may be; ask about a namespace, an object or a container that it leaves", quoted(inside), r.Action, r.Resource)
 	case verdict == cedar.Allow:
 		d.Allow = true
 		for _, reason := range diag.Reasons {
