@@ -16,7 +16,7 @@ const sshType = "deputy_ssh"
 // SSHVerbs are the actions of a deputy_ssh capability, in sync with the policy actions ssh:<verb>.
 // Opening the connection and the subsystem sftp itself need none.
 func SSHVerbs() []string {
-	return []string{"exec", "shell", "subsystem", "forward",
+	return []string{"exec", "shell", "subsystem", "forward", "remote-forward",
 		"sftp-read", "sftp-write", "sftp-list", "sftp-stat", "sftp-rename", "sftp-remove", "sftp-setstat", "sftp-link"}
 }
 
@@ -43,7 +43,7 @@ type SSHDetail struct {
 }
 
 // SSHAction is one verb on one object of a host. The object is the command's text, the subsystem's name, the
-// path, or where a forwarding leads to; a shell has none.
+// path, where a forwarding leads to, or where the target listens for one that leads to the agent; a shell has none.
 type SSHAction struct {
 	Target  spiffeid.ID
 	Verb    string
@@ -210,7 +210,7 @@ func (d SSHDetail) match(a Action) (Limits, error) {
 		if d.Subsystems != nil && !contains(d.Subsystems, sa.Object) {
 			return Limits{}, fmt.Errorf("%q is not among the subsystems", sa.Object)
 		}
-	case sa.Verb == "forward":
+	case sa.Verb == "forward" || sa.Verb == "remote-forward":
 		if d.Forwards != nil && !contains(d.Forwards, sa.Object) {
 			return Limits{}, fmt.Errorf("%q is not among the forwards", sa.Object)
 		}

@@ -47,7 +47,7 @@ func sshActions() []actor.SSHAction {
 				objects = strs{""}
 			case "subsystem":
 				objects = strs{"x", "y", "z"}
-			case "forward":
+			case "forward", "remote-forward":
 				objects = sshForwards
 			}
 			for _, o := range objects {

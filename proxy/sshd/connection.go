@@ -41,6 +41,7 @@ type connection struct {
 	closed  bool
 	noMore  bool // the agent said that it wants no more sessions
 	running map[*program]struct{}
+	binds   map[string]bind // where the target listens for the agent
 	tasks   sync.WaitGroup
 }
 
@@ -48,7 +49,7 @@ func newConnection(g *greeting, client ssh.Conn, channels <-chan ssh.NewChannel,
 	return &connection{
 		e: g.e, core: g.core, client: client, channels: channels, requests: requests, up: g.up, account: g.account, raw: g.conn.NetConn(),
 		log:     g.e.cfg.Logger.With("session", g.core.ID(), "target", g.e.name),
-		running: map[*program]struct{}{},
+		running: map[*program]struct{}{}, binds: map[string]bind{},
 	}
 }
 
@@ -63,7 +64,8 @@ func (c *connection) run(ctx context.Context) (reason, detail string) {
 		c.serveChannels(ctx)
 		clientGone <- over(c.client)
 	})
-	// A target has nothing to ask of an agent: it may see whether the proxy lives, and opens no channels.
+	// A target has nothing to ask of an agent: it may see whether the proxy lives, and opens channels only for who came to a place where it listens
+	// for the agent.
 	c.tasks.Go(func() {
 		for r := range c.up.requests {
 			_ = r.Reply(false, nil)
@@ -71,7 +73,7 @@ func (c *connection) run(ctx context.Context) (reason, detail string) {
 	})
 	c.tasks.Go(func() {
 		for n := range c.up.channels {
-			_ = n.Reject(ssh.Prohibited, "not opened here")
+			c.serveFromTarget(ctx, n)
 		}
 		upGone <- over(c.up.conn)
 	})
@@ -172,10 +174,9 @@ func (c *connection) serveRequests(ctx context.Context) {
 			c.mu.Unlock()
 			_ = r.Reply(true, nil)
 		case "tcpip-forward", "streamlocal-forward@openssh.com":
-			// SSH has no words for the answer; the record has.
-			_ = c.core.Refuse(ctx, proxy.Command{Kind: "remote-forward", Scrubbed: r.Type, Account: c.account.Name},
-				proxy.Objection{Class: classForwarding, Reason: "forwarding from the target to the agent isn't done here"})
-			_ = r.Reply(false, nil)
+			_ = r.Reply(c.serveBind(ctx, r), nil)
+		case "cancel-tcpip-forward", "cancel-streamlocal-forward@openssh.com":
+			_ = r.Reply(c.cancelBind(r), nil)
 		default:
 			// keepalive@openssh.com among them: any answer says that this side lives.
 			_ = r.Reply(false, nil)

@@ -12,7 +12,7 @@
 //     target byte for byte as it was decided, and is not UTF-8 or holds a NUL nowhere.
 //   - The subsystem sftp is never relayed as it is: package sftp reads its packets, and each file has a pass of its own.
 //   - What is not known is refused: other channels, requests and environment variables. What would lead around the decision
-//     (forwarding of ports, agents and X11) is refused and recorded even where nobody asks for an answer.
+//     (forwarding of agents and X11) is refused and recorded even where nobody asks for an answer.
 //   - A host proves itself by a pinned key or a certificate of a configured CA; a certificate never counts as a CA's key.
 //   - When a session is over, what it runs is sent TERM and then KILL, and both connections are closed.
 //

@@ -54,7 +54,7 @@ type Config struct {
 	// Environment names the variables that agents may set; a * at the end stands for any ending. nil is LANG, LC_*,
 	// TERM, COLORTERM and GIT_PROTOCOL.
 	Environment []string
-	// Forwarding lets policy allow forwardings to what the target reaches (-L, -D, -W). Without it all are refused.
+	// Forwarding lets policy allow forwardings to what the target reaches (-L, -D, -W), and from it to the agent (-R). Without it all are refused.
 	Forwarding bool
 	// Restricted lets commands and files through and nothing else: no shell, no terminal, no subsystem but sftp. A command in which a shell
 	// finds something to expand, redirect or chain needs a policy that names its exact text (resource ==).

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 
@@ -120,38 +121,58 @@ func (c *connection) serveForward(ctx context.Context, n ssh.NewChannel) {
 		_ = n.Reject(ssh.ConnectionFailed, "deputy: the target didn't open it (record: "+pass.RecordID().String()+")")
 		return
 	}
-	fromTarget, targetGone := requests, make(chan struct{})
-	c.tasks.Go(func() {
-		ssh.DiscardRequests(fromTarget)
-		close(targetGone)
-	})
+	targetGone := c.discard(requests)
 	agent, requests, err := n.Accept()
 	if err != nil {
 		_ = up.Close()
 		_ = pass.Completed(ctx, proxy.Outcome{Status: "cut"})
 		return
 	}
+	bytes := c.join(agent, requests, up, targetGone)
+	_ = pass.Completed(context.WithoutCancel(ctx), proxy.Outcome{Status: "ok", Command: "forward", Bytes: bytes})
+}
+
+// discard answers what a target asks on a channel, until the target closes it.
+func (c *connection) discard(requests <-chan *ssh.Request) (gone <-chan struct{}) {
+	over := make(chan struct{})
+	c.tasks.Go(func() {
+		ssh.DiscardRequests(requests)
+		close(over)
+	})
+	return over
+}
+
+// join relays between two channels until both are over, and gives the number of bytes that went to the agent.
+func (c *connection) join(agent ssh.Channel, requests <-chan *ssh.Request, up ssh.Channel, targetGone <-chan struct{}) int64 {
 	var bytes atomic.Int64
 	var both sync.WaitGroup
+	sent := make(chan struct{})
 	both.Go(func() {
+		defer close(sent)
 		_, _ = io.Copy(up, struct{ io.Reader }{agent})
 		_ = up.CloseWrite()
 	})
 	both.Go(func() {
-		_, err := io.Copy(counted{agent, &bytes}, struct{ io.Reader }{up})
+		// It fails where the agent has closed its channel; what ends the target's then is below.
+		_, _ = io.Copy(counted{agent, &bytes}, struct{ io.Reader }{up})
 		_ = agent.CloseWrite()
-		if err != nil {
-			_ = up.Close()
-		}
 		// The target may have ended one direction only.
 		<-targetGone
 		_ = agent.Close()
 	})
-	// Whoever closes its channel ends both: half of a connection is only left by CloseWrite.
+	// Whoever closes its channel ends both: half of a connection is only left by CloseWrite. What the agent sent before still goes to the target, for
+	// as long as it takes it.
 	gone := make(chan struct{})
 	c.tasks.Go(func() {
 		for r := range requests {
 			_ = r.Reply(false, nil)
+		}
+		patience := time.NewTimer(drainTime)
+		defer patience.Stop()
+		select {
+		case <-sent:
+		case <-targetGone:
+		case <-patience.C:
 		}
 		_ = up.Close()
 		close(gone)
@@ -160,5 +181,8 @@ func (c *connection) serveForward(ctx context.Context, n ssh.NewChannel) {
 	_ = agent.Close()
 	_ = up.Close()
 	<-gone
-	_ = pass.Completed(context.WithoutCancel(ctx), proxy.Outcome{Status: "ok", Command: "forward", Bytes: bytes.Load()})
+	return bytes.Load()
 }
+
+// drainTime is how long a target may take for what an agent sent before it closed its end.
+const drainTime = 10 * time.Second

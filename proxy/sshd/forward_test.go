@@ -58,7 +58,7 @@ func TestForwardingIsRefusedWithItsRecord(t *testing.T) {
 			t.Errorf("channel %s: %v", kind, err)
 		}
 	}
-	for _, kind := range []string{"forward 127.0.0.1", "forward /run/x.sock", "tcpip-forward", "streamlocal-forward", "channel x11", "channel tun@"} {
+	for _, kind := range []string{"forward 127.0.0.1", "forward /run/x.sock", "remote-forward 127.0.0.1:0", "remote-forward " + filepath.Join(w.host.Files, "x.sock"), "channel x11", "channel tun@"} {
 		w.ledger.await(t, "refused", kind)
 	}
 	if n := len(w.ledger.all("forwarded")); n != 0 {

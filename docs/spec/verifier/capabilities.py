@@ -6,7 +6,7 @@ import ids
 from refusal import Refused, demand
 from strictjson import array_of, integer, object_of, string
 
-SSH_VERBS = ("exec shell subsystem forward sftp-read sftp-write sftp-list sftp-stat sftp-rename sftp-remove sftp-setstat sftp-link").split()
+SSH_VERBS = ("exec shell subsystem forward remote-forward sftp-read sftp-write sftp-list sftp-stat sftp-rename sftp-remove sftp-setstat sftp-link").split()
 MCP_VERBS = "call list read prompt complete subscribe sampling elicitation roots".split()
 KUBE_VERBS = (
     "get list watch create update patch delete deletecollection exec attach portforward debug proxy token approve escalate bind reveal nonresource"
@@ -473,7 +473,7 @@ def _ssh_matches(c, action):
         return not _bounded(c)
     if verb == "subsystem":
         return not _bounded(c) and what in c.get("subsystems", [what])
-    if verb == "forward":
+    if verb in ("forward", "remote-forward"):
         return what in c.get("forwards", [what])
     return _path(what) and _lies(c.get("paths", [what]), what)
 

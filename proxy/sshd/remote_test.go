@@ -1,0 +1,202 @@
+package sshd_test
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/deputymesh/deputy/proxy"
+	"github.com/deputymesh/deputy/proxy/sshd"
+)
+
+func forwarding(c *sshd.Config) { c.Forwarding = true }
+
+// freePort is one that nobody listens at just now.
+func freePort(t testing.TB) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// talk connects to a place at the host, says something and gives the answer.
+func talk(network, address, text string) (string, error) {
+	c, err := net.DialTimeout(network, address, 5*time.Second)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := io.WriteString(c, text); err != nil {
+		return "", err
+	}
+	if err := c.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
+		return "", err
+	}
+	got, err := io.ReadAll(c)
+	return string(got), err
+}
+
+// serveEcho answers what comes to a listener of the agent's.
+func serveEcho(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer c.Close()
+			_, _ = io.Copy(c, c)
+			_, _ = io.WriteString(c, "end")
+		}()
+	}
+}
+
+// Listening at the host is an action of its own, and so is each connection that comes.
+func TestRemoteForwardingIsDecidedPerPlaceAndConnection(t *testing.T) {
+	w := newWorld(t, ops, forwarding)
+	c := w.client()
+	port := freePort(t)
+	at := fmt.Sprintf("127.0.0.1:%d", port)
+	l, err := c.Listen("tcp", at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go serveEcho(l)
+	if d := w.ledger.await(t, "decided", "remote-forward "+at); d.cmd.Ops[0].Action.Name() != "ssh:remote-forward" || d.cmd.Ops[0].Resource.Name != at || !d.cmd.Ops[0].Write {
+		t.Errorf("%+v", d.cmd)
+	}
+	if got, err := talk("tcp", at, "there and back, "); err != nil || got != "there and back, end" {
+		t.Errorf("%q %v", got, err)
+	}
+	e := w.ledger.await(t, "completed", "connection to "+at+" from 127.0.0.1:")
+	if e.out.Status != "ok" || e.out.Bytes != 16 || e.cmd.Ops[0].Resource.Name != at {
+		t.Errorf("%+v", e)
+	}
+	// The same place twice, and what names no place.
+	if _, err := c.Listen("tcp", at); err == nil {
+		t.Error("it listens there twice")
+	}
+	for _, bad := range []struct {
+		host string
+		port uint32
+	}{{"", 8080}, {"*", 8080}, {"127.1", 8080}, {"localhost", 0}, {"a b", 1}, {"localhost", 70000}} {
+		if ok, _, err := c.SendRequest("tcpip-forward", true, ssh.Marshal(struct {
+			H string
+			P uint32
+		}{bad.host, bad.port})); err != nil || ok {
+			t.Errorf("%+v is listened at (%v)", bad, err)
+		}
+	}
+	// What is cancelled is listened at no more.
+	_ = l.Close()
+	if got, err := talk("tcp", at, "x"); err == nil {
+		t.Errorf("after the end: %q", got)
+	}
+	// A connection that policy doesn't permit any more doesn't reach the agent.
+	if l, err = c.Listen("tcp", at); err != nil {
+		t.Fatal(err)
+	}
+	reached := make(chan struct{}, 1)
+	go func() {
+		if _, err := l.Accept(); err == nil {
+			reached <- struct{}{}
+		}
+	}()
+	w.ledger.become("reader")
+	if got, err := talk("tcp", at, "x"); got != "" {
+		t.Errorf("it answers %q %v", got, err)
+	}
+	w.ledger.await(t, "refused", "connection to "+at)
+	select {
+	case <-reached:
+		t.Error("it reached the agent")
+	default:
+	}
+}
+
+func TestRemoteForwardingOfSockets(t *testing.T) {
+	w := newWorld(t, ops, forwarding)
+	c := w.client()
+	path := filepath.Join(w.host.Files, "back.sock")
+	l, err := c.ListenUnix(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go serveEcho(l)
+	if got, err := talk("unix", path, "x"); err != nil || got != "xend" {
+		t.Errorf("%q %v", got, err)
+	}
+	w.ledger.await(t, "completed", "connection to "+path)
+	for _, bad := range []string{"x.sock", "/a/../x.sock", ""} {
+		if _, err := c.ListenUnix(bad); err == nil {
+			t.Errorf("%q is listened at", bad)
+		}
+	}
+	_ = l.Close()
+}
+
+// OpenSSH's client, and the end of what it began with the session.
+func TestRemoteForwardingOfOpenSSHEndsWithItsSession(t *testing.T) {
+	w := newWorld(t, ops, forwarding)
+	l := echo(t, "tcp", "127.0.0.1:0")
+	port := freePort(t)
+	ready := filepath.Join(w.host.Files, "ready")
+	done := make(chan result, 1)
+	go func() {
+		done <- w.ssh("", "-o", "ExitOnForwardFailure=yes", "-R", fmt.Sprintf("127.0.0.1:%d:%s", port, l.Addr()), "web", "touch "+ready+"; sleep 60")
+	}()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if _, err := os.Stat(ready); err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("it doesn't begin")
+		}
+	}
+	at := "127.0.0.1:" + strconv.Itoa(port)
+	if got, err := talk("tcp", at, "x"); err != nil || got != "xend" {
+		t.Errorf("%q %v", got, err)
+	}
+	w.ledger.last().cancel(&proxy.Ended{Class: proxy.ClassRevoked, Reason: "the task is revoked"})
+	if r := <-done; r.code == 0 {
+		t.Errorf("%s", r)
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if _, err := talk("tcp", at, "x"); err != nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the host still listens")
+		}
+	}
+}
+
+func TestRemoteForwardingIsRefusedWithoutPolicyAndBeyondItsBound(t *testing.T) {
+	w := newWorld(t, reader, forwarding)
+	if _, err := w.client().Listen("tcp", fmt.Sprintf("127.0.0.1:%d", freePort(t))); err == nil {
+		t.Error("without a policy it listens")
+	}
+	if r := w.ledger.await(t, "refused", "remote-forward 127.0.0.1:"); !strings.Contains(r.why, "no policy permits") {
+		t.Errorf("%+v", r)
+	}
+	o := worldOf(t, w.host, ops, forwarding)
+	c := o.client()
+	for i := range 9 {
+		_, err := c.ListenUnix(filepath.Join(o.host.Files, fmt.Sprintf("bound%d.sock", i)))
+		if (err == nil) != (i < 8) {
+			t.Errorf("place %d: %v", i, err)
+		}
+	}
+}
