@@ -172,6 +172,19 @@ metadata: {name: %[1]s}
 spec: {policyName: %[1]s, validationActions: [%[2]s]}
 `
 
+// awaitWatch waits until a watch was decided.
+func (r *realRig) awaitWatch(t *testing.T, resource string) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		for _, e := range r.All("decided") {
+			if e.Cmd.Kind == "watch" && strings.Contains(e.Cmd.Scrubbed, "/"+resource+"?") {
+				return
+			}
+		}
+	}
+	t.Fatalf("nobody watches %s", resource)
+}
+
 // TestKubectl is the table of docs/targets/kubernetes.md: each operation of kubectl through the engine to a real API server, in this order.
 func TestKubectl(t *testing.T) {
 	r := newRealRig(t)
@@ -294,6 +307,8 @@ func TestKubectl(t *testing.T) {
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
+			// Once it watches: what it lists before is another request, and so may be another session's.
+			r.awaitWatch(t, kind)
 			r.cluster.Apply(strings.NewReplacer(`"name":"db"`, `"name":"seen","namespace":"shop"`, `"name":"c"`, `"name":"seen","namespace":"shop"`).Replace(object))
 			var got []byte
 			for !bytes.Contains(got, []byte(`"seen"`)) {

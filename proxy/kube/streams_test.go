@@ -30,7 +30,7 @@ func (r *realRig) streams(t *testing.T, env []string) {
 		if code != 7 || !strings.HasPrefix(out, "out\n") {
 			t.Errorf("%d: %s", code, out)
 		}
-		e := r.Await(t, "completed", "/exec")
+		e := r.Await(t, "completed", "program \"sh\"")
 		if spellOps(e.Cmd) != "exec shop/pods/pod/exec[main]{sh -c 'echo out; exit 7'}" || e.Out.Command != "exit 7" || e.Out.Status != "error" || e.Out.Code != "101" {
 			t.Errorf("%s: %+v", spellOps(e.Cmd), e.Out)
 		}
@@ -134,7 +134,7 @@ func (r *realRig) streams(t *testing.T, env []string) {
 		r.Await(t, "completed", "portforward shop/pod port "+port)
 	})
 	t.Run("a revoked exec", func(t *testing.T) {
-		cmd := r.kubectl(ctx, "", "exec", "pod", "--", "sh", "-c", "echo begun; exec sleep 1000")
+		cmd := r.kubectl(ctx, "", "exec", "pod", "--", "env", "sh", "-c", "echo begun; exec sleep 1000")
 		var said bytes.Buffer
 		cmd.Stderr = &said
 		out, err := cmd.StdoutPipe()
@@ -157,7 +157,7 @@ func (r *realRig) streams(t *testing.T, env []string) {
 		if time.Since(begin) > 10*time.Second {
 			t.Errorf("it ended after %s", time.Since(begin))
 		}
-		if e := r.Await(t, "completed", "program \"sh\""); e.Out.Status != "cut" {
+		if e := r.Await(t, "completed", "program \"env\""); e.Out.Status != "cut" {
 			t.Errorf("%+v", e.Out)
 		}
 	})
