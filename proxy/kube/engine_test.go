@@ -66,12 +66,14 @@ func TestNobodyIsTheSystem(t *testing.T) {
 		"an empty group":    {Groups: map[string][]string{"a": {""}}},
 		"a group of lines":  {Groups: map[string][]string{"a": {"x\nImpersonate-User: y"}}},
 		"a system's prefix": {Prefixes: map[string]string{"https://idp.test": "system:"}},
+		"the same prefix":   {Prefixes: map[string]string{"https://idp.test": "x:", "https://other.test": "x:"}},
+		"no prefix beside":  {Prefixes: map[string]string{"https://idp.test": "corp:", "https://other.test": ""}},
 	} {
-		if _, err := kube.New(kube.Config{Identities: i}); err == nil || !strings.Contains(err.Error(), "system") && !strings.Contains(err.Error(), "no name") {
+		if _, err := kube.New(kube.Config{Identities: i}); err == nil || !strings.Contains(err.Error(), "system") && !strings.Contains(err.Error(), "no name") && !strings.Contains(err.Error(), "could have the name of one of") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	r := newRig(t, answer("application/json", "{}"), ids(kube.Identities{Prefixes: map[string]string{"https://idp.test": "idp:"}, Groups: map[string][]string{"analyst": {"system:x"}}, SystemGroups: true}))
+	r := newRig(t, answer("application/json", "{}"), ids(kube.Identities{Prefixes: map[string]string{"https://idp.test": "idp:", "https://other.test": "other:"}, Groups: map[string][]string{"analyst": {"system:x"}}, SystemGroups: true}))
 	if a := r.ask("GET", "/api/v1/pods", ""); a.StatusCode != 200 {
 		t.Fatal(a.StatusCode)
 	}

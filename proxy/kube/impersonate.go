@@ -61,6 +61,12 @@ func (i Identities) check() error {
 		if strings.HasPrefix(prefix, system) {
 			return fmt.Errorf("users of %s would be the system's own: the prefix begins with %s", issuer, system)
 		}
+		// Who gives out subjects could give one that makes the name of another issuer's user.
+		for other, longer := range i.Prefixes {
+			if other != issuer && strings.HasPrefix(longer, prefix) {
+				return fmt.Errorf("a user of %s could have the name of one of %s: the prefix %q begins with %q", issuer, other, longer, prefix)
+			}
+		}
 	}
 	return nil
 }
