@@ -56,6 +56,11 @@ func TestNobodyActsAsSomebodyElse(t *testing.T) {
 	if q, _ := r.got(); q != nil {
 		t.Errorf("the cluster got %v", q.Header)
 	}
+	// What is said behind a proxy subresource keeps its headers, but for those that the API server itself would heed.
+	r.ask("POST", "/api/v1/namespaces/shop/services/web/proxy/x", "hello", "Audit-ID", "a1b2c3d4", "X-Remote-User", "admin", "X-Own", "1")
+	if q, _ := r.got(); q == nil || q.Header.Get("Audit-Id") != "" || q.Header.Get("X-Remote-User") != "" || q.Header.Get("X-Own") != "1" {
+		t.Errorf("the cluster got %v", q.Header)
+	}
 }
 
 func TestNobodyIsTheSystem(t *testing.T) {

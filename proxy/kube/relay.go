@@ -65,7 +65,7 @@ func (x *exchange) outgoing(ctx context.Context, r *http.Request) (*http.Request
 		q.ContentLength = r.ContentLength
 		q.Header = r.Header.Clone()
 		x.e.hop.Clean(q.Header, x.account)
-		for _, name := range []string{"Connection", "Keep-Alive", "Te", "Trailer", "Transfer-Encoding", "Upgrade"} {
+		for _, name := range []string{"Audit-Id", "Connection", "Keep-Alive", "Te", "Trailer", "Transfer-Encoding", "Upgrade"} {
 			q.Header.Del(name)
 		}
 	} else {
