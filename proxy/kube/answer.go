@@ -11,6 +11,8 @@ import (
 // maxObject bounds one object of a masked answer, in bytes; etcd's own limit is 1.5 MiB.
 const maxObject = 4 << 20
 
+var errTooLarge = fmt.Errorf("the answer has an object of more than %d bytes", maxObject)
+
 // allowance lets so many bytes be read until it is raised again.
 type allowance struct {
 	r    io.Reader
@@ -19,7 +21,7 @@ type allowance struct {
 
 func (a *allowance) Read(b []byte) (int, error) {
 	if a.left <= 0 {
-		return 0, fmt.Errorf("the answer has an object of more than %d bytes", maxObject)
+		return 0, errTooLarge
 	}
 	n, err := a.r.Read(b[:min(len(b), a.left)])
 	a.left -= n
@@ -61,7 +63,9 @@ func (m *masker) copy(to *bufio.Writer, from io.Reader) error {
 	}
 	rest := map[string]any{}
 	listed := false
+	held := int64(0) // of rest
 	for r.More() {
+		begin := r.InputOffset()
 		token, err := r.Token()
 		if err != nil {
 			return err
@@ -76,6 +80,9 @@ func (m *masker) copy(to *bufio.Writer, from io.Reader) error {
 				return err
 			}
 			rest[key] = v
+			if held += r.InputOffset() - begin; held > maxObject {
+				return errTooLarge
+			}
 			continue
 		}
 		if listed, err = m.list(to, r, key); err != nil {

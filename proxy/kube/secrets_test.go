@@ -140,6 +140,20 @@ func TestEventsOfSecretsAreMaskedOneByOne(t *testing.T) {
 	}
 }
 
+func TestAnAnswerWithoutEndIsHeldInBounds(t *testing.T) {
+	r := newRig(t, func(w http.ResponseWriter, q *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = fmt.Fprint(w, "{")
+		for i := 0; q.Context().Err() == nil; i++ {
+			_, _ = fmt.Fprintf(w, `"k%d":%q,`, i, strings.Repeat("x", 1<<20))
+		}
+	})
+	noReveal(r)
+	if a := r.ask("GET", "/api/v1/namespaces/shop/secrets/db", ""); a.StatusCode != 502 {
+		t.Errorf("%d", a.StatusCode)
+	}
+}
+
 func TestWarningsAboutMaskedObjectsAreWithheld(t *testing.T) {
 	r := newRig(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
