@@ -28,8 +28,11 @@ type (
 	Account  = hop.Account
 )
 
-// maxLarge is how many requests and objects of more than largeBody are held at once.
-const maxLarge = 32
+// maxLarge is how many requests of more than largeBody are held at once, and maxLargeEach how many of one user's.
+const (
+	maxLarge     = 32
+	maxLargeEach = 8
+)
 
 // ForTarget gives an engine the part of the core that is about one target.
 func ForTarget(core *proxy.Core, t target.Name) Core { return hop.ForTarget(core, t) }
@@ -63,8 +66,8 @@ type Config struct {
 type Engine struct {
 	cfg   Config
 	hop   *hop.Hop
-	keyed *mask.Keyed   // its key lives as long as the engine
-	large chan struct{} // a place for each large request
+	keyed *mask.Keyed // its key lives as long as the engine
+	large places      // of large requests
 }
 
 // New checks the configuration and makes an engine. It connects to nothing yet.
@@ -88,7 +91,7 @@ func New(cfg Config) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making the Kubernetes engine: %w", err)
 	}
-	return &Engine{cfg: cfg, hop: h, keyed: keyed, large: make(chan struct{}, maxLarge)}, nil
+	return &Engine{cfg: cfg, hop: h, keyed: keyed, large: places{by: map[actor.SubjectID]int{}}}, nil
 }
 
 // Serve accepts agents on l until ctx is done, then ends every connection and waits for it. It closes l.

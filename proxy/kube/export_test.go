@@ -66,3 +66,9 @@ func Frames(text []byte) []byte {
 		out = append(out, line...)
 	}
 }
+
+// Places are those of large requests.
+func Places() (take func(actor.SubjectID) bool, leave func(actor.SubjectID)) {
+	p := &places{by: map[actor.SubjectID]int{}}
+	return p.take, p.leave
+}

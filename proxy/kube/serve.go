@@ -146,13 +146,12 @@ func (x *exchange) read(r *http.Request) error {
 
 // takeLarge takes a place for a large body, if there is one.
 func (x *exchange) takeLarge() bool {
-	select {
-	case x.e.large <- struct{}{}:
-		x.release = sync.OnceFunc(func() { <-x.e.large })
-		return true
-	default:
+	user := x.core.Chain().User
+	if !x.e.large.take(user) {
 		return false
 	}
+	x.release = sync.OnceFunc(func() { x.e.large.leave(user) })
+	return true
 }
 
 // revealed asks for the values of Secrets, too, where a policy shows them to this chain.
