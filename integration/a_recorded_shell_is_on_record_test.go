@@ -56,3 +56,27 @@ func TestARecordedShellIsOnRecord(t *testing.T) {
 	m.Proxy.Stop()
 	agrees(t, testmesh.Result{}, m.KeysFile(), m.LogDir("proxy"))
 }
+
+// Somebody who may read the log watches a shell while it runs: what has passed is there, what comes follows, and the end of the shell ends it.
+func TestARecordedShellIsWatchedWhileItRuns(t *testing.T) {
+	m, _ := hostMesh(t)
+	bob := m.Login(t, "bob")
+	shell := testmesh.Begin(t, bob.Agents(t, onHost, "sh", "-c", sshRun+`-T web`))
+	shell.Type("echo first-$((6*7))\n")
+	shell.Await("first-42", 1)
+	rec := m.AwaitRecord(t, "proxy", "the decision", func(r *audit.Record) bool {
+		d, ok := r.Event.(*audit.Decision)
+		return ok && d.Action == "ssh:shell" && d.Effect == audit.Allow
+	})
+	watcher := testmesh.Begin(t, testmesh.Command{Args: []string{testmesh.Deputy(t), "audit", "recording", "--follow", "--log", m.LogDir("proxy"), rec.ID.String()}})
+	watcher.Await("first-42", 1)
+	shell.Type("echo second-$((7*7))\n")
+	watcher.Await("second-49", 1)
+	shell.Type("exit 4\n")
+	if end := shell.Wait(patience); end.Code != 4 {
+		t.Errorf("the shell: %s", end)
+	}
+	if end := watcher.Wait(patience); end.Code != 0 || !strings.Contains(end.Stdout, "exit 4") {
+		t.Errorf("who watches: %s", end)
+	}
+}
