@@ -21,7 +21,8 @@ const (
 	maxAtOnce   = 64 // requests of a client under way
 	noticeTime  = time.Minute
 	endTime     = 5 * time.Second
-	againAfter  = time.Second // a session's own stream is opened anew
+	againAfter  = time.Second // a session's own stream is opened anew, and more and more seldom if it ends at once
+	seldomAfter = 30 * time.Second
 	versionMeta = "io.modelcontextprotocol/protocolVersion"
 
 	versionHeader = "Mcp-Protocol-Version"
@@ -271,7 +272,9 @@ func (c *Client) events(body io.Reader, m message) (bool, error) {
 
 // listen takes the session's own stream, as long as the server has one.
 func (c *Client) listen(ctx context.Context) {
+	wait := againAfter
 	for {
+		began := time.Now()
 		q, err := http.NewRequestWithContext(ctx, http.MethodGet, c.Endpoint, nil)
 		if err != nil {
 			return
@@ -289,10 +292,13 @@ func (c *Client) listen(ctx context.Context) {
 			}
 		}
 		c.Log.DebugContext(ctx, "the session's own stream has ended", "error", err)
+		if wait = min(2*wait, seldomAfter); time.Since(began) > seldomAfter {
+			wait = againAfter
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(againAfter):
+		case <-time.After(wait):
 		}
 	}
 }

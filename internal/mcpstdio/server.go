@@ -311,11 +311,7 @@ func (s *Server) request(w http.ResponseWriter, r *http.Request, one *session, m
 
 // stream is the session's own.
 func (s *Server) stream(w http.ResponseWriter, r *http.Request, one *session) {
-	c, waiting, err := one.listen(r.Context())
-	if err != nil {
-		say(w, http.StatusConflict, nil, codeInvalid, err.Error())
-		return
-	}
+	c, waiting := one.listen(r.Context())
 	defer one.leave(c)
 	out := &stream{w: w, session: one}
 	out.begin()
@@ -350,6 +346,8 @@ func (o *stream) next(ctx context.Context, c *call) ([]byte, error) {
 			return nil, fmt.Errorf("the server has ended: %w", context.Cause(o.session.gone))
 		case <-ctx.Done():
 			return nil, ctx.Err()
+		case <-c.replaced:
+			return nil, errors.New("another stream took its place")
 		case <-alive.C:
 			if o.begun {
 				_, _ = io.WriteString(o.w, ":\n\n")

@@ -1,6 +1,7 @@
 package mcpstdio_test
 
 import (
+	"io"
 	"net/http"
 	"os"
 	"strconv"
@@ -183,5 +184,33 @@ func awaitGone(t *testing.T, number string) {
 		if time.Now().After(deadline) {
 			t.Fatalf("the process %d still runs", pid)
 		}
+	}
+}
+
+// A client that opens the session's own stream again gets it, and what was said meanwhile.
+func TestAStreamThatIsOpenedAgainTakesOver(t *testing.T) {
+	s := newShim(t, 0)
+	id := s.begin()
+	open := func() *http.Response {
+		q, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.url, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		q.Header.Set("Mcp-Session-Id", id)
+		a, err := proxyClient.Do(q)
+		if err != nil || a.StatusCode != 200 {
+			t.Fatalf("%v %v", a, err)
+		}
+		t.Cleanup(func() { _ = a.Body.Close() })
+		return a
+	}
+	first := open()
+	second := open()
+	if text, err := io.ReadAll(first.Body); err != nil || len(text) > 0 {
+		t.Errorf("the first stream: %q %v", text, err)
+	}
+	s.do(http.MethodDelete, id, "")
+	if _, err := io.ReadAll(second.Body); err != nil {
+		t.Errorf("the second stream: %v", err)
 	}
 }

@@ -39,6 +39,7 @@ type call struct {
 	token    string // of its progress; "" without
 	messages chan []byte
 	done     <-chan struct{} // nobody takes messages any more
+	replaced chan struct{}   // closed when another stream took its place; nil for a request
 }
 
 func newSession(p *process, now time.Time) *session {
@@ -70,17 +71,17 @@ func (s *session) ask(ctx context.Context, m message) (*call, error) {
 	return c, nil
 }
 
-// listen makes a call the session's own stream, and gives it what has waited.
-func (s *session) listen(ctx context.Context) (*call, [][]byte, error) {
+// listen makes a call the session's own stream, and gives it what has waited. A client that comes again has lost the one before.
+func (s *session) listen(ctx context.Context) (*call, [][]byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.own != nil {
-		return nil, nil, errors.New("the session's own stream is open already")
+		close(s.own.replaced)
 	}
-	s.own = &call{messages: make(chan []byte), done: ctx.Done()}
+	s.own = &call{messages: make(chan []byte), done: ctx.Done(), replaced: make(chan struct{})}
 	waiting := s.waiting
 	s.waiting, s.waitingBytes = nil, 0
-	return s.own, waiting, nil
+	return s.own, waiting
 }
 
 // leave ends a call.
@@ -118,6 +119,7 @@ func (s *session) run() {
 		select {
 		case c.messages <- data:
 		case <-c.done:
+		case <-c.replaced:
 		case <-s.gone.Done():
 			return
 		}

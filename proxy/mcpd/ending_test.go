@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/deputymesh/deputy/proxy/mcpd"
 )
 
 // ended waits until a server was told that a session is over, and gives the request's header.
@@ -85,6 +87,22 @@ func TestOneUnclearEntryWithholdsItselfAlone(t *testing.T) {
 		r := newRig(t, &says{result: result})
 		if _, body := r.post(listTools); !strings.Contains(body, "can't be read") {
 			t.Errorf("%s: %s", name, body)
+		}
+	}
+}
+
+// A session that nobody uses ends at the server, too; one whose stream is open is used.
+func TestAnUnusedSessionEnds(t *testing.T) {
+	for _, open := range []bool{false, true} {
+		now := time.Now()
+		s := mcpd.NewSessionsForTest(func() time.Time { return now })
+		id := s.Begin()
+		if open {
+			s.Find(id)
+		}
+		now = now.Add(2 * time.Hour)
+		if got := s.Over(); got != !open || s.Find(id) != open {
+			t.Errorf("open: %t, over: %t", open, got)
 		}
 	}
 }

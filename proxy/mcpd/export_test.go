@@ -3,6 +3,7 @@ package mcpd
 import (
 	"bytes"
 	"io"
+	"time"
 
 	"github.com/deputymesh/deputy/internal/mask"
 	"github.com/deputymesh/deputy/policy"
@@ -42,3 +43,20 @@ func EventsForTest(r io.Reader) ([]string, error) {
 		}
 	}
 }
+
+// SessionsForTest are sessions of one chain.
+type SessionsForTest struct{ s *sessions }
+
+// NewSessionsForTest makes them with a clock.
+func NewSessionsForTest(now func() time.Time) SessionsForTest {
+	return SessionsForTest{newSessions(now)}
+}
+
+// Begin begins one.
+func (s SessionsForTest) Begin() string { return s.s.begin("up", [32]byte{}, nil, "2025-11-25").id }
+
+// Find begins a use of one, if it is there.
+func (s SessionsForTest) Find(id string) bool { return s.s.find(id, [32]byte{}) != nil }
+
+// Over says whether one would be ended for not being used.
+func (s SessionsForTest) Over() bool { return len(s.s.over(false)) > 0 }

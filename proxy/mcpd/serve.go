@@ -25,6 +25,7 @@ type exchange struct {
 	owner   [32]byte
 	modern  bool
 	session *mcpSession // nil without
+	found   *mcpSession // the same, if the request named it: it is in use
 	m       message     // what the agent sent; empty for GET and DELETE
 	pass    hop.Pass
 	large   bool   // it has a place for large messages
@@ -50,6 +51,7 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	x := &exchange{e: e, w: w, core: core, account: account, owner: ownerOf(core, account.Name)}
 	defer x.leaveLarge()
+	defer x.leaveSession()
 	if f := checkRequest(r); f != nil {
 		x.refuse(r.Context(), r.Method, nil, f)
 		return
@@ -96,11 +98,18 @@ func (x *exchange) findSession(r *http.Request) *fault {
 	if x.session = x.e.sessions.find(id, x.owner); x.session == nil {
 		return &fault{status: http.StatusNotFound, code: codeInvalid, class: hop.ClassUnsupported, reason: "there is no such session; begin one with initialize"}
 	}
+	x.found = x.session
 	x.e.watch(x.session, x.core)
 	if v := r.Header.Get(versionHeader); v != "" && v != x.session.speaks() {
 		return malformed("the session speaks version %s", x.session.speaks())
 	}
 	return nil
+}
+
+func (x *exchange) leaveSession() {
+	if x.found != nil {
+		x.found.use(x.e.sessions.now(), -1)
+	}
 }
 
 // what says what a message asks for.

@@ -39,6 +39,7 @@ type mcpSession struct {
 	mu        sync.Mutex
 	version   string // guarded by mu, as is what follows
 	used      time.Time
+	uses      int                    // under way
 	questions map[string]string      // the server's requests that the agent got, and their methods
 	rules     []policy.MaskRule      // that any call of it had masks by
 	byPath    int                    // calls under way that mask by path
@@ -86,13 +87,25 @@ func (s *sessions) find(id string, owner [sha256.Size]byte) *mcpSession {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := s.byID[id]
-	if n == nil || n.owner != owner || s.now().Sub(n.lastUse()) > sessionIdle {
+	if n == nil || n.owner != owner || n.idle(s.now()) {
 		return nil
 	}
-	n.mu.Lock()
-	n.used = s.now()
-	n.mu.Unlock()
+	n.use(s.now(), 1)
 	return n
+}
+
+// use begins a use of a session, with 1, or ends one, with -1.
+func (n *mcpSession) use(now time.Time, by int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.used, n.uses = now, n.uses+by
+}
+
+// idle says whether nobody has used a session for long. What is under way is a use, however long it takes.
+func (n *mcpSession) idle(now time.Time) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.uses == 0 && now.Sub(n.used) > sessionIdle
 }
 
 // forget takes a session away, and says whether it was there.
@@ -118,17 +131,11 @@ func (s *sessions) over(all bool) []*mcpSession {
 	defer s.mu.Unlock()
 	var out []*mcpSession
 	for _, n := range s.byID {
-		if all || s.now().Sub(n.lastUse()) > sessionIdle {
+		if all || n.idle(s.now()) {
 			out = append(out, n)
 		}
 	}
 	return out
-}
-
-func (n *mcpSession) lastUse() time.Time {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.used
 }
 
 // mask notes that a call's answer is masked, and returns what notes its end.
