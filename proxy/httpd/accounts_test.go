@@ -8,10 +8,13 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
+	"golang.org/x/oauth2"
 	"golang.org/x/oauth2/clientcredentials"
 
 	"github.com/deputymesh/deputy/internal/testca"
@@ -139,5 +142,63 @@ func TestServicesAreVerifiedAndSeeACertificate(t *testing.T) {
 		if _, err := httpd.New(cfg); err == nil || !strings.Contains(err.Error(), "upstream") {
 			t.Errorf("%q: %v", bad, err)
 		}
+	}
+}
+
+// hanging is an endpoint of tokens that doesn't answer until it is released.
+type hanging struct {
+	asked    atomic.Int64
+	release  chan struct{}
+	answered error
+}
+
+func (h *hanging) Token() (*oauth2.Token, error) {
+	h.asked.Add(1)
+	<-h.release
+	return &oauth2.Token{AccessToken: "late", Expiry: time.Now().Add(time.Hour)}, h.answered
+}
+
+// However many requests need a token, one fetch is under way; a request that is over doesn't wait for it, and the others don't wait one after the other.
+func TestAHangingTokenEndpointHoldsNobodyTwice(t *testing.T) {
+	source := &hanging{release: make(chan struct{})}
+	r := newRig(t, http.HandlerFunc(echo), func(cfg *httpd.Config) { cfg.Accounts = []httpd.Account{{Name: "x", Tokens: source}} })
+	ctx, cancel := context.WithCancel(context.Background())
+	gone := make(chan error, 1)
+	go func() {
+		_, err := r.client.Do(r.request("GET", "/gone", nil).WithContext(ctx))
+		gone <- err
+	}()
+	r.Await(t, "forwarded", "GET /gone")
+	cancel()
+	if err := <-gone; err == nil {
+		t.Error("a request that is over was answered")
+	}
+	if out := r.Await(t, "completed", "GET /gone").Out; out.Status == "ok" {
+		t.Errorf("%+v", out)
+	}
+	const others = 8
+	answers := make(chan int, others)
+	for range others {
+		go func() {
+			a, err := r.client.Do(r.request("GET", "/waits", nil))
+			if err != nil {
+				answers <- 0
+				return
+			}
+			_ = a.Body.Close()
+			answers <- a.StatusCode
+		}()
+	}
+	for len(r.All("forwarded")) < others+1 {
+		runtime.Gosched()
+	}
+	close(source.release)
+	for range others {
+		if status := <-answers; status != 200 {
+			t.Errorf("status %d", status)
+		}
+	}
+	if n := source.asked.Load(); n != 1 {
+		t.Errorf("%d fetches", n)
 	}
 }

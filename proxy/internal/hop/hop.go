@@ -97,6 +97,7 @@ func New(cfg Config) (*Hop, error) {
 	h.tls.NextProtos = []string{"h2", "http/1.1"}
 	for i := range h.cfg.Accounts {
 		h.cfg.Accounts[i].transport = h.cfg.Upstream.transport(h.cfg.Accounts[i])
+		h.cfg.Accounts[i].tokens = &tokens{source: h.cfg.Accounts[i].Tokens}
 		h.cfg.Accounts[i].leaving = h.cfg.Upstream.leaving(h.cfg.Accounts[i])
 	}
 	return h, nil

@@ -1,6 +1,7 @@
 package hop
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -94,6 +95,8 @@ type Account struct {
 	Certificate func() (*tls.Certificate, error)
 
 	transport, leaving *http.Transport
+
+	tokens *tokens // of Tokens
 }
 
 func (a Account) check() error {
@@ -117,12 +120,12 @@ func (a Account) mayBeUsed(roles []string) bool {
 }
 
 // sign puts the account's credential into a request.
-func (a *Account) sign(h http.Header) error {
+func (a *Account) sign(ctx context.Context, h http.Header) error {
 	switch {
 	case a.Bearer != "":
 		h.Set("Authorization", "Bearer "+a.Bearer)
 	case a.Tokens != nil:
-		t, err := a.Tokens.Token()
+		t, err := a.tokens.get(ctx)
 		if err != nil {
 			return fmt.Errorf("account %s gets no token: %w", a.Name, err)
 		}
@@ -148,7 +151,7 @@ func (u Upstream) leaving(a Account) *http.Transport {
 
 // Leave sends a request for an upgrade that is allowed, with the account's credential, over HTTP/1.1.
 func (a *Account) Leave(r *http.Request) (*http.Response, error) {
-	if err := a.sign(r.Header); err != nil {
+	if err := a.sign(r.Context(), r.Header); err != nil {
 		return nil, err
 	}
 	return a.leaving.RoundTrip(r)
@@ -156,7 +159,7 @@ func (a *Account) Leave(r *http.Request) (*http.Response, error) {
 
 // RoundTrip sends a request that is allowed, with the account's credential.
 func (a *Account) RoundTrip(r *http.Request) (*http.Response, error) {
-	if err := a.sign(r.Header); err != nil {
+	if err := a.sign(r.Context(), r.Header); err != nil {
 		return nil, err
 	}
 	return a.transport.RoundTrip(r)
