@@ -282,6 +282,31 @@ func TestMasksOfAPolicyAreOnEveryObject(t *testing.T) {
 	}
 }
 
+func TestAWriteShowsNoMoreThanReading(t *testing.T) {
+	object := `{"kind":"ConfigMap","apiVersion":"v1","metadata":{"name":"c"},"data":{"password":"` + value + `"}}`
+	for _, c := range []struct{ method, uri, body, kind, read string }{
+		{"PATCH", "/api/v1/namespaces/shop/configmaps/c", `{}`, "application/merge-patch+json", "get shop/configmaps/c"},
+		{"PATCH", "/api/v1/namespaces/shop/configmaps/c/status", `{}`, "application/merge-patch+json", "get shop/configmaps/c"},
+		{"PUT", "/api/v1/namespaces/shop/configmaps/c?dryRun=All", `{"metadata":{"name":"c"}}`, "application/json", "get shop/configmaps/c"},
+		{"DELETE", "/api/v1/namespaces/shop/configmaps/c?dryRun=All", "", "application/json", "get shop/configmaps/c"},
+		{"DELETE", "/api/v1/namespaces/shop/configmaps", "", "application/json", "list shop/configmaps"},
+	} {
+		r := newRig(t, answer("application/json", object))
+		r.Set(func() {
+			r.Demanded = func(cmd proxy.Command) policy.Obligations {
+				if spellOps(cmd) != c.read {
+					return policy.Obligations{}
+				}
+				return policy.Obligations{Masks: []policy.MaskRule{{Path: "$.data.password", Masker: policy.MaskRedact}}}
+			}
+		})
+		a := r.ask(c.method, c.uri, c.body, "Content-Type", c.kind)
+		if got := text(t, a); a.StatusCode != 200 || strings.Contains(got, value) {
+			t.Errorf("%s %s: %d %s", c.method, c.uri, a.StatusCode, got)
+		}
+	}
+}
+
 func TestTheEndOfAMaskedAnswerWaitsForItsRecord(t *testing.T) {
 	r := newRig(t, answer("application/json", marshal(aSecret())))
 	noReveal(r)

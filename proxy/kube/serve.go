@@ -32,7 +32,8 @@ type exchange struct {
 	content content
 	cmd     command
 	pass    hop.Pass
-	masks   *masker // nil without
+	reading policy.Obligations // masks that reading the object has, on an answer to a write
+	masks   *masker            // nil without
 
 	release func() // of its place for a large body
 	status  int    // of the cluster's answer
@@ -62,6 +63,7 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 	// 3. Whether it may be. The decision is durable when Authorize returns: no request is known to be without effect.
 	x.revealed()
+	x.asRead()
 	pass, err := core.Authorize(r.Context(), x.cmd.Command)
 	if err != nil {
 		e.hop.Refuse(w, r, err)
@@ -82,7 +84,7 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	status := "cut"
 	defer func() { _ = x.complete(ctx, status) }()
 	w.Header().Set("Deputy-Record", pass.RecordID().String())
-	if rules := pass.Obligations().Masks; x.cmd.masked || len(rules) > 0 {
+	if rules := pass.Obligations().And(x.reading).Masks; x.cmd.masked || len(rules) > 0 {
 		x.masks = newMasker(x.cmd.masked, rules, e.keyed)
 		x.masks.tables = len(rules) == 0 && x.request.object.Group == ""
 		if o := x.request.object; x.cmd.masked && o.Name == "" && o.Group == "" && o.Subresource == "" {
@@ -168,6 +170,30 @@ func (x *exchange) revealed() {
 		shown.Check = func(ob policy.Obligations) error { return carriedOut(ob, r, o, c, false) }
 		x.cmd.Command, x.cmd.masked = shown, false
 	}
+}
+
+// asRead puts on the answer to a write, which shows the object, the masks that policy puts on reading it: what is masked isn't had by a patch that
+// changes nothing.
+func (x *exchange) asRead() {
+	if x.request.verb == "" || len(x.cmd.Ops) == 0 || !x.cmd.Ops[0].Write {
+		return
+	}
+	o := x.cmd.Ops[0].Resource.Kube
+	if own := actor.KubeVerbFor(o); contains(connects, own) || own == "proxy" || own == "token" {
+		return // its answer is another thing
+	}
+	verb := "get"
+	if o.Name == "" {
+		verb = "list"
+	}
+	whole := o
+	whole.Subresource = ""
+	for _, read := range []actor.KubeObject{o, whole} {
+		cmd := proxy.Command{Kind: verb, Account: x.account.Name, Ops: []proxy.Op{x.e.op(verb, read)}}
+		x.reading.Masks = x.reading.And(x.core.Demands(cmd)).Masks
+	}
+	check := x.cmd.Check
+	x.cmd.Check = func(ob policy.Obligations) error { return check(ob.And(x.reading)) }
 }
 
 // reveals says whether one Secret of an answer about many is shown, and puts that on record before it is.

@@ -27,6 +27,7 @@ type Session interface {
 	Context() context.Context
 	Authorize(ctx context.Context, cmd proxy.Command) (Pass, error)
 	Would(cmd proxy.Command) bool
+	Demands(cmd proxy.Command) policy.Obligations
 	Refuse(ctx context.Context, cmd proxy.Command, o proxy.Objection) *proxy.Refusal
 	// Renew puts a fresh credential in force.
 	Renew(ctx context.Context, peer proxy.Peer, credential string) error

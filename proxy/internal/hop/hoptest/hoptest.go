@@ -46,8 +46,10 @@ type Ledger struct {
 	Roles  []string
 	Opened atomic.Int64
 
-	mu       sync.Mutex
-	Allow    func(proxy.Command) bool // guarded by mu, as is what follows
+	mu    sync.Mutex
+	Allow func(proxy.Command) bool // guarded by mu, as is what follows
+	// Demanded are the obligations of other commands than the one at hand; nil is none.
+	Demanded func(proxy.Command) policy.Obligations
 	Ob       policy.Obligations
 	Durable  func(context.Context) error
 	Outcome  func(proxy.Outcome) error
@@ -180,6 +182,15 @@ func (s *Session) Would(cmd proxy.Command) bool {
 	s.l.mu.Lock()
 	defer s.l.mu.Unlock()
 	return s.l.Allow(cmd)
+}
+
+func (s *Session) Demands(cmd proxy.Command) policy.Obligations {
+	s.l.mu.Lock()
+	defer s.l.mu.Unlock()
+	if s.l.Demanded == nil {
+		return policy.Obligations{}
+	}
+	return s.l.Demanded(cmd)
 }
 
 func (s *Session) refuse(cmd proxy.Command, r *proxy.Refusal) *proxy.Refusal {
