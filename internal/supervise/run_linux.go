@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 
@@ -193,7 +194,10 @@ func (m Mesh) restrict(names []string) (Mesh, error) {
 	}
 	out := m
 	out.Targets = nil
-	for _, n := range names {
+	for i, n := range names {
+		if slices.Contains(names[:i], n) {
+			continue // one listener is enough
+		}
 		found := false
 		for _, t := range m.Targets {
 			if t.Name == n {

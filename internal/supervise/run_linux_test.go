@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -18,6 +19,18 @@ func waitABit() { time.Sleep(50 * time.Millisecond) } // between looks at a proc
 func exec(t *testing.T, args []string) testmesh.Result {
 	t.Helper()
 	return testmesh.Exec(t, testmesh.Command{Args: args})
+}
+
+// A target that is named twice is one target.
+func TestATargetMayBeNamedTwice(t *testing.T) {
+	modes(t, func(t *testing.T, flag string) {
+		args := run(flag, sh(`ls -d "$PGHOST"/.s.PGSQL.5432`)...)
+		at := slices.Index(args, "--as")
+		args = slices.Insert(args, at, "--target", testmesh.Target, "--target", testmesh.Target)
+		if r := exec(t, args); r.Code != 0 || !strings.HasSuffix(strings.TrimSpace(r.Stdout), "/.s.PGSQL.5432") {
+			t.Error(r)
+		}
+	})
 }
 
 func TestExitStatusIsTheProgramsOwn(t *testing.T) {
