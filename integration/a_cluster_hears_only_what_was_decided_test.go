@@ -106,6 +106,8 @@ func TestAClusterHearsOnlyWhatWasDecided(t *testing.T) {
 	})
 }
 
+const patchNothing = `curl -sS -X PATCH "$DEPUTY_URL_PROD/api/v1/namespaces/shop/configmaps/settings" -H 'Content-Type: application/merge-patch+json' -d '{}'`
+
 // The value of a Secret is in nothing that an agent sees, whatever it asks by, unless a policy shows that very Secret.
 func TestSecretsOfAClusterStayMasked(t *testing.T) {
 	m, c, kubectl := decidedCluster(t)
@@ -132,6 +134,8 @@ func TestSecretsOfAClusterStayMasked(t *testing.T) {
 		{"a dry run", "kubectl create secret generic new -n shop --from-literal=a=b --dry-run=server -o yaml", masked},
 		{"settings", "kubectl get configmap -n shop settings -o yaml", "color: blue"},
 		{"settings, listed", "kubectl get configmaps -n shop -o json", `"owner": "a***@example.com"`},
+		{"settings, patched with nothing", patchNothing, `"color":"blue"`},
+		{"settings, all deleted for show", `curl -sS -X DELETE "$DEPUTY_URL_PROD/api/v1/namespaces/shop/configmaps?dryRun=All"`, `"color":"blue"`},
 	} {
 		t.Run(strings.ReplaceAll(row.name, " ", "_"), func(t *testing.T) {
 			r := alice.Run(t, inCluster, "sh", "-c", strings.ReplaceAll(row.script, "kubectl ", kubectl+" "))
@@ -146,6 +150,13 @@ func TestSecretsOfAClusterStayMasked(t *testing.T) {
 			}
 		})
 	}
+	t.Run("through a sub-agent that may not read", func(t *testing.T) {
+		writes := []string{inCluster[0], inCluster[1] + " --allow prod:patch:shop:configmaps"}
+		r := alice.Run(t, writes, "sh", "-c", patchNothing)
+		if !strings.Contains(r.Stdout, `"color":"blue"`) || strings.Contains(r.Stdout, value) {
+			t.Errorf("%s", r)
+		}
+	})
 	t.Run("recorded", func(t *testing.T) {
 		rec := m.AwaitRecord(t, "proxy", "the list", func(r *audit.Record) bool {
 			d, ok := r.Event.(*audit.Decision)
