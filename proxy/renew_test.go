@@ -61,6 +61,54 @@ func TestARenewalContinuesTheSession(t *testing.T) {
 	}
 }
 
+// A credential of before that was wider changes nothing either: it isn't refused, and it gives nothing back.
+func TestAnOvertakenRenewalWidensNothing(t *testing.T) {
+	m := serving(t)
+	wide, foreign := m.flow(), m.flow()
+	foreign.txn = actor.NewHexID()
+	wider, other := m.credential(wide), m.credential(foreign)
+	s := m.open(m.flow())
+	m.clock.add(2 * time.Minute)
+	m.heartbeat()
+	narrower := m.flow()
+	narrower.details = m.details("select")
+	if err := s.Renew(context.Background(), m.peer(m.researcher), m.credential(narrower)); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Renew(context.Background(), m.peer(m.researcher), wider); err != nil {
+		t.Errorf("a wider credential of before: %v", err)
+	}
+	if _, err := s.Authorize(context.Background(), m.command("ddl", "orders")); refusal(t, err).Class != proxy.ClassCapability {
+		t.Errorf("it gave back what was given up: %v", err)
+	}
+	if err := s.Renew(context.Background(), m.peer(m.researcher), other); refusal(t, err).Class != proxy.ClassRenewal {
+		t.Errorf("one of another task, of before: %v", err)
+	}
+}
+
+// Renewals at once, as requests and a supervisor make them, are none of them refused.
+func TestRenewalsAtOnceAllCount(t *testing.T) {
+	m := serving(t)
+	s := m.open(m.flow())
+	var fresh []string
+	for range 16 {
+		fresh = append(fresh, m.credential(m.flow()))
+	}
+	peer, start, errs := m.peer(m.researcher), make(chan struct{}), make(chan error, len(fresh))
+	for _, credential := range fresh {
+		go func() {
+			<-start
+			errs <- s.Renew(context.Background(), peer, credential)
+		}()
+	}
+	close(start)
+	for range fresh {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // Requests overtake each other: a credential of before doesn't bring the session's end nearer.
 func TestARenewalNeverGoesBack(t *testing.T) {
 	m := serving(t)
