@@ -69,6 +69,13 @@ func TestRsyncCopiesTrees(t *testing.T) {
 	w.must(w.run("", "rsync", "-r", "web:"+w.host.Files+"/tree/", back+"/"))
 	w.must(w.run("", "diff", "-r", from, back))
 	w.ledger.await(t, "completed", "rsync --server")
+	refused := worldOf(t, w.host, reader)
+	if r := refused.run("", "rsync", "-r", from+"/", "web:"+w.host.Files+"/refused/"); r.code == 0 || !strings.Contains(r.err, "rec-refused") {
+		t.Errorf("without a policy: %s", r)
+	}
+	if exists(w.host.Files + "/refused") {
+		t.Error("a refused copy is there")
+	}
 }
 
 func TestGitClonesAndPushes(t *testing.T) {
@@ -94,6 +101,11 @@ func TestGitClonesAndPushes(t *testing.T) {
 	}
 	w.ledger.await(t, "completed", "git-receive-pack '"+bare+"'")
 	w.ledger.await(t, "completed", "git-upload-pack '"+bare+"'")
+	refused := worldOf(t, w.host, reader)
+	none := filepath.Join(w.dir, "none")
+	if r := refused.run("", "git", "clone", "-q", "web:"+bare, none); r.code == 0 || !strings.Contains(r.err, "rec-refused") || exists(filepath.Join(none, "file")) {
+		t.Errorf("without a policy: %s", r)
+	}
 }
 
 // master is a connection that others share.
