@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"slices"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -76,6 +77,9 @@ func (c *kubeConfig) check(path string) error {
 	for i, u := range c.Users {
 		if u.Issuer == "" {
 			return fieldError(fmt.Sprintf("%s.users[%d].issuer", path, i), "the issuer of the users' ID tokens is expected")
+		}
+		if slices.ContainsFunc(c.Users[:i], func(o kubeUsersConfig) bool { return o.Issuer == u.Issuer }) {
+			return fieldError(fmt.Sprintf("%s.users[%d].issuer", path, i), "each issuer stands here once; its users have one prefix")
 		}
 	}
 	return nil

@@ -27,6 +27,9 @@ func TestAClustersConfigurationIsChecked(t *testing.T) {
 		"token_file, or":            func(c *kubeConfig) { c.Accounts[0].TokenFile = "" },
 		"certificate_file with key": func(c *kubeConfig) { c.Accounts[0].CertificateFile = "a.crt" },
 		"kube.users[0].issuer":      func(c *kubeConfig) { c.Users = []kubeUsersConfig{{Prefix: "x:"}} },
+		"kube.users[1].issuer": func(c *kubeConfig) {
+			c.Users = []kubeUsersConfig{{"https://a.example", "a:"}, {"https://a.example", ""}}
+		},
 	} {
 		c := good()
 		change(c)

@@ -328,7 +328,7 @@ func TestOfManySecretsThoseAreShownThatAPolicyNames(t *testing.T) {
 		}
 		a := r.ask("GET", uri, "")
 		got := text(t, a)
-		if a.StatusCode != 200 || strings.Count(got, "aHVudGVyMg==") != want || want == 1 && strings.Index(got, `"b"`) < 0 {
+		if a.StatusCode != 200 || strings.Count(got, "aHVudGVyMg==") != want || want == 1 && !strings.Contains(got, `"b"`) {
 			t.Errorf("%s: %d %s", uri, a.StatusCode, got)
 		}
 		if n := len(r.All("completed")); n != 1+want {
