@@ -40,7 +40,7 @@ func (t *targetConfig) tcpEngine(config string, td spiffeid.TrustDomain, core *p
 		}
 	}
 	e, err := tcp.New(tcp.Config{
-		Core: core, Name: name, Target: name.ID(td), TLS: server, Address: t.TCP.Address, RootCAs: cas, ServerName: t.TCP.ServerName,
+		Core: tcp.ForTarget(core, name), Name: name, Target: name.ID(td), TLS: server, Address: t.TCP.Address, RootCAs: cas, ServerName: t.TCP.ServerName,
 		Logger: logger.With("target", t.Name),
 	})
 	if err != nil {

@@ -50,7 +50,7 @@ func (e *Engine) serve(ctx context.Context, raw net.Conn, waiting *lobby.Guest) 
 	state := conn.ConnectionState()
 	session, err := e.cfg.Core.Open(early, proxy.Peer{
 		Certificates: state.PeerCertificates, Address: raw.RemoteAddr().String(), TLS: tls.VersionName(state.Version) + " " + tls.CipherSuiteName(state.CipherSuite),
-	}, credential, e.cfg.Name, proxy.Connection{Protocol: "tcp", Upstream: e.cfg.Address})
+	}, credential, proxy.Connection{Protocol: "tcp", Upstream: e.cfg.Address})
 	if err != nil {
 		refuse(forAgent(err))
 		return

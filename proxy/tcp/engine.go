@@ -33,7 +33,7 @@ const dialTimeout = 10 * time.Second
 
 // Config makes an engine for one target.
 type Config struct {
-	Core *proxy.Core
+	Core Core
 	// Name and Target (spiffe://<td>/target/<name>) are the same.
 	Name   target.Name
 	Target spiffeid.ID
