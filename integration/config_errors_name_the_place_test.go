@@ -46,7 +46,7 @@ func TestConfigErrorsNameThePlace(t *testing.T) {
 		{"wrong value", "broker", "  token_ttl: 5m", "  token_ttl: 5h", "5h", "a duration from 1m to 5m0s is expected"},
 		{"wrong value", "proxy", "staleness: 10s", "staleness: 1h", "1h", "a duration up to 1m is expected"},
 		{"wrong value", "proxy", "    root: verified", "    root: maybe", "maybe", "verified or broker is expected"},
-		{"wrong value", "proxy", "    kind: postgres", "    kind: mysql", "mysql", "postgres, ssh, http, mcp or tcp is expected"},
+		{"wrong value", "proxy", "    kind: postgres", "    kind: mysql", "mysql", "postgres, ssh, kube, http, mcp or tcp is expected"},
 		{"wrong value", "agent", "kind: postgres", "kind: mysql", "mysql", "postgres"},
 		{"wrong value", "agent", "mesh: https://", "mesh: http://", "http://127.0.0.1", "the broker's issuer URL is expected"},
 		{"a secret's algorithm", "broker", "algorithms: [RS256, ES256]", "algorithms: [HS256]", "", "HS256"},

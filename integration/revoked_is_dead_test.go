@@ -34,6 +34,10 @@ func TestRevokedIsDead(t *testing.T) {
 	oscar := f.idp.signIn(t, "oscar", func(c map[string]any) { c["groups"] = []string{"operators"} })
 
 	t.Run("while it is used", func(t *testing.T) {
+		// Somebody else whom the first agent serves: it goes on, whoever is revoked.
+		erin := f.idp.signIn(t, "erin")
+		hers := f.flow(erin, f.root(erin, x.planner), testmesh.Target, x.planner)
+		defer func() { f.mustServe(hers, f.Address("target")) }()
 		for _, kind := range []string{"user", "task", "agent", "grant", "edge", "session"} {
 			t.Run(kind, func(t *testing.T) { f.revokeUnderLoad(t, kind, x, oscar) })
 		}

@@ -41,7 +41,7 @@ for event in w.stream(core.list_namespaced_config_map, "shop", field_selector="m
         core.delete_namespaced_config_map("py", "shop")
 made = core.create_namespaced_config_map("shop", client.V1ConfigMap(metadata=client.V1ObjectMeta(generate_name="py-")))
 say("generated", made.metadata.name.startswith("py-"))
-say("delete all", core.delete_collection_namespaced_config_map("shop", label_selector="none=such").kind)
+say("delete all", core.delete_collection_namespaced_config_map("shop", field_selector="metadata.name=none").kind)
 secret = core.read_namespaced_secret("db", "shop")
 say("secret", base64.b64decode(secret.data["password"]).decode())
 secret.metadata.annotations, secret.metadata.managed_fields = None, None
