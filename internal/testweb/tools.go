@@ -19,6 +19,8 @@ const ToolToken = "the-tool-servers-own-token"
 // JSON; the resources memo:///public/a and memo:///secret/b; and the tool ask, which asks the agent's user.
 type Tools struct {
 	URL string
+	// Describe changes what the tool read says of itself.
+	Describe func(description string)
 
 	mu    sync.Mutex
 	wiped int      // guarded by mu, as is what follows
@@ -60,9 +62,12 @@ func StartTools(t testing.TB, stateless bool) *Tools {
 	say := func(text string) *mcp.CallToolResult {
 		return &mcp.CallToolResult{Content: []mcp.Content{&mcp.TextContent{Text: text}}}
 	}
-	mcp.AddTool(server, &mcp.Tool{Name: "read", Description: "reads a file"}, func(_ context.Context, _ *mcp.CallToolRequest, in pathInput) (*mcp.CallToolResult, any, error) {
-		return say("read " + in.Path), nil, nil
-	})
+	s.Describe = func(description string) {
+		mcp.AddTool(server, &mcp.Tool{Name: "read", Description: description}, func(_ context.Context, _ *mcp.CallToolRequest, in pathInput) (*mcp.CallToolResult, any, error) {
+			return say("read " + in.Path), nil, nil
+		})
+	}
+	s.Describe("reads a file")
 	mcp.AddTool(server, &mcp.Tool{Name: "wipe", Description: "wipes a file"}, func(context.Context, *mcp.CallToolRequest, pathInput) (*mcp.CallToolResult, any, error) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
