@@ -65,12 +65,31 @@ func measureKube(b *bench) {
 			b.compare(result{Name: "kube, " + q.name, Unit: "/s", Params: map[string]string{"clients": strconv.Itoa(clients)}}, got, "Deputy", "nginx", "direct")
 		}
 	}
+	b.kubectl(alice, cluster)
 	var subjects []subject
 	for _, w := range ways() {
 		subjects = append(subjects, subject{w.name, func() float64 { return b.watched(w, direct) }})
 	}
 	got := b.sideBySide(fmt.Sprintf("kube, %d watches, events/s", watchers), subjects)
 	b.compare(result{Name: "kube, watch", Unit: "events/s", Params: map[string]string{"watches": strconv.Itoa(watchers)}}, got, "Deputy", "nginx", "direct")
+}
+
+// kubectl is how many objects kubectl itself gets in a second, starting anew for each, by a run's KUBECONFIG and by an administrator's.
+func (b *bench) kubectl(alice *testmesh.Session, cluster *testkube.Cluster) {
+	if !b.wants("kube", "kubectl get") {
+		return
+	}
+	const times = 10
+	script := timed(fmt.Sprintf(`for i in $(seq %d); do %s --cache-dir "$d" get configmap c0 -n shop -o name >/dev/null || exit 1; done`, times, testkube.PublicKubectl(b.t)))
+	got := b.sideBySide("kube, kubectl get", []subject{
+		{"Deputy", func() float64 {
+			return times / b.took(script, alice.Run(b.t, []string{"planner --target " + testmesh.ClusterTarget + " --no-isolate", "researcher --no-isolate"}, "sh", "-c", script))
+		}},
+		{"direct", func() float64 {
+			return times / b.took(script, testmesh.Exec(b.t, testmesh.Command{Args: []string{"sh", "-c", script}, Env: []string{"KUBECONFIG=" + cluster.AdminConfig}}))
+		}},
+	})
+	b.compare(result{Name: "kube, kubectl get", Unit: "a second"}, got, "Deputy", "direct")
 }
 
 func (b *bench) adminTLS(c *testkube.Cluster) *tls.Config {

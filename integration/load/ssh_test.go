@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 
 	"github.com/deputymesh/deputy/internal/testmesh"
 	"github.com/deputymesh/deputy/internal/testssh"
@@ -42,30 +41,18 @@ func measureSSH(b *bench) {
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		b.t.Fatal(err)
 	}
-	// The time is taken beside the client, so that nothing counts of what starts it.
-	timed := func(script string) string {
-		return `d=$(mktemp -d) && s=$(date +%s%N) && ` + script + ` && e=$(date +%s%N) && echo took $((e - s)); rm -r "$d"`
-	}
-	seconds := func(script string, r testmesh.Result) float64 {
-		_, after, ok := strings.Cut(r.Stdout, "took ")
-		ns, err := strconv.ParseFloat(strings.TrimSpace(after), 64)
-		if !ok || err != nil {
-			b.t.Fatalf("%s: %s", script, r)
-		}
-		return ns / 1e9
-	}
 	// value makes of a time what is told, the more the better.
 	ways := func(script func(flags, target string) string, value func(seconds float64) float64) []subject {
 		locally := func(target string) func() float64 {
 			return func() float64 {
 				s := timed(script("-F "+config, target))
-				return value(seconds(s, testmesh.Exec(b.t, testmesh.Command{Args: []string{"sh", "-c", s}})))
+				return value(b.took(s, testmesh.Exec(b.t, testmesh.Command{Args: []string{"sh", "-c", s}})))
 			}
 		}
 		return []subject{
 			{sshDeputy, func() float64 {
 				s := timed(script(`-F "$DEPUTY_SSH_CONFIG"`, testmesh.HostTarget))
-				return value(seconds(s, alice.Run(b.t, []string{"planner --target web --no-isolate", "researcher --no-isolate"}, "sh", "-c", s)))
+				return value(b.took(s, alice.Run(b.t, []string{"planner --target web --no-isolate", "researcher --no-isolate"}, "sh", "-c", s)))
 			}},
 			{sshJump, locally("behind")}, {sshDirect, locally("direct")},
 		}
