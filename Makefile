@@ -34,7 +34,7 @@ test: ## Run every test, with the race detector, against real servers and client
 	@scripts/setup test
 	$(GO) test -race -timeout 40m $(TESTFLAGS) ./...
 
-bench: ## Measure, beside PgBouncer, HAProxy and bare handlers: BENCH=regexp SECONDS=n ROUNDS=n PROFILE=dir (docs/performance.md)
+bench: ## Measure, beside PgBouncer, HAProxy, nginx, ssh -J, kubectl and bare handlers: BENCH=regexp SECONDS=n ROUNDS=n PROFILE=dir (docs/performance.md)
 	@scripts/setup bench
 	$(GO) test -tags bench -c -o bin/bench ./integration/load
 	@BENCH='$(BENCH)' SECONDS='$(SECONDS)' ROUNDS='$(ROUNDS)' PROFILE='$(PROFILE)' RESULTS=bench/results.json bin/bench -test.run '^TestBench$$' -test.timeout 0
