@@ -39,6 +39,7 @@ func TestDevSaysThatItProvesNothing(t *testing.T) {
 		"--postgres", "orders-db=" + pg.Address() + "/shop", "--postgres-ca", pg.CAFile, "--account", "analyst=" + testpg.App + ":" + app,
 	}})
 	dev.Await("Ctrl-C ends everything", 1)
+	dev.AwaitError("ready role=broker", 1)
 	dev.AwaitError("ready role=proxy", 1)
 	banner := dev.Output()
 	found := regexp.MustCompile(`(?s)DEV MODE.*  alice +(\S+) .*DEPUTY_CONFIG=(\S+)`).FindStringSubmatch(banner)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/deputymesh/deputy/broker"
 	"github.com/deputymesh/deputy/broker/session"
@@ -120,8 +121,11 @@ func runBroker(ctx context.Context, cfg *brokerConfig, config string, unsafeDev 
 		return errors.Join(err, closeAll(listeners))
 	}
 	defer giveMemoryBack(ctx)()
-	logger.InfoContext(ctx, "ready", "mesh", listeners.Mesh.Addr(), "feed", listeners.Feed.Addr(), "web", listeners.Web.Addr())
-	return b.Serve(ctx, listeners)
+	logger.InfoContext(ctx, "listening", "mesh", listeners.Mesh.Addr(), "feed", listeners.Feed.Addr(), "web", listeners.Web.Addr())
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return b.Serve(gctx, listeners) })
+	g.Go(func() error { sayReady(gctx, logger, b.Ready); return nil })
+	return g.Wait()
 }
 
 func closeAll(l broker.Listeners) error {
