@@ -2,9 +2,9 @@ package main
 
 import (
 	"bytes"
+	"crypto/rand"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -151,11 +151,6 @@ func (a *targetAdd) takeFiles(from, to string) error {
 			at = a.entry.Name + "-" + at
 		}
 		path := filepath.Join(to, at)
-		if _, err := os.Lstat(filepath.Join(from, name)); errors.Is(err, fs.ErrNotExist) {
-			if _, err := os.Lstat(filepath.Join(to, name)); err == nil {
-				return name, nil // the proxy has it, for another target maybe
-			}
-		}
 		if _, err := os.Lstat(path); err == nil || slices.ContainsFunc(a.copies, func(c newFile) bool { return c.path == path }) {
 			return "", fmt.Errorf("%s would be copied to %s, and there is one; nothing is overwritten", name, path)
 		}
@@ -282,7 +277,8 @@ func appendUnder(raw []byte, key, text string) ([]byte, error) {
 	return slices.Concat(before, []byte(text), bytes.Join(lines[end:], nil)), nil
 }
 
-// write makes the copies, then puts the changed files in the place of those that were there. What fails takes the copies back.
+// write makes the copies, then puts the changed files in the place of those that were there. What fails takes back what was made,
+// unless a file of a role names it by then.
 func (a *targetAdd) write() (err error) {
 	var made []string
 	defer func() {
@@ -301,22 +297,22 @@ func (a *targetAdd) write() (err error) {
 			return err
 		}
 	}
-	for _, c := range a.changes {
-		next := c.path + ".next"
-		if err := writeNew(next, c.contents, c.mode); err != nil {
+	next := make([]string, len(a.changes))
+	for i, c := range a.changes {
+		next[i] = c.path + "." + rand.Text()
+		if err := writeNew(next[i], c.contents, c.mode); err != nil {
 			return err
 		}
-		made = append(made, next)
-		if err := c.hand(next); err != nil {
+		made = append(made, next[i])
+		if err := c.hand(next[i]); err != nil {
 			return err
 		}
 	}
 	for i, c := range a.changes {
-		if err := os.Rename(c.path+".next", c.path); err != nil {
+		if err := os.Rename(next[i], c.path); err != nil {
 			return fmt.Errorf("%d of %d files have the target, %s hasn't: %w", i, len(a.changes), c.path, err)
 		}
-		// Once one file names the copies, they stay.
-		made = slices.DeleteFunc(made, func(p string) bool { return p == c.path+".next" || !strings.HasSuffix(p, ".next") })
+		made = next[i+1:]
 	}
 	return nil
 }

@@ -3,7 +3,6 @@ package testmesh
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"github.com/deputymesh/deputy/internal/testkube"
 )
@@ -25,17 +24,6 @@ func (m *Mesh) addCluster(c *testkube.Cluster) {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	for name, data := range map[string][]byte{"prod-ca.crt": ca, "prod.token": []byte(testkube.ProxyToken + "\n")} {
-		path := filepath.Join(m.Dir, "proxy", name)
-		if err := os.WriteFile(path, data, 0o600); err != nil {
-			m.t.Fatal(err)
-		}
-		if Isolated() {
-			if err := os.Chown(path, proxyUID, proxyUID); err != nil {
-				m.t.Fatal(err)
-			}
-		}
-	}
 	m.addTarget(ClusterTarget, "kube", "prod", fmt.Sprintf(`    kube:
       url: %s
       ca_file: prod-ca.crt
@@ -45,5 +33,5 @@ func (m *Mesh) addCluster(c *testkube.Cluster) {
           roles: [analyst]
       groups:
         analyst: [%s]
-`, c.URL, ClusterGroup))
+`, c.URL, ClusterGroup), map[string][]byte{"prod-ca.crt": ca, "prod.token": []byte(testkube.ProxyToken + "\n")})
 }

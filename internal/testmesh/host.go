@@ -20,21 +20,13 @@ func Host(host *testssh.Server) Option { return func(s *settings) { s.host = hos
 // addHost writes the host into the configurations of broker, proxy and agents.
 func (m *Mesh) addHost(host *testssh.Server) {
 	m.t.Helper()
-	dir := filepath.Join(m.Dir, "proxy")
+	files := map[string][]byte{}
 	for name, from := range map[string]string{"web-host.pub": host.HostKeyFile, "web-ca.key": host.UserCAFile} {
 		raw, err := os.ReadFile(from)
 		if err != nil {
 			m.t.Fatal(err)
 		}
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, raw, 0o600); err != nil {
-			m.t.Fatal(err)
-		}
-		if Isolated() {
-			if err := os.Chown(path, proxyUID, proxyUID); err != nil {
-				m.t.Fatal(err)
-			}
-		}
+		files[name] = raw
 	}
 	m.addTarget(HostTarget, "ssh", "host", fmt.Sprintf(`    ssh:
       address: %s
@@ -43,14 +35,20 @@ func (m *Mesh) addHost(host *testssh.Server) {
         - name: %s
           ca_key_file: web-ca.key
           roles: [analyst, support]
-`, host.Address(), host.Account))
+`, host.Address(), host.Account), files)
 }
 
-// addTarget adds a target by `deputy target add`. block is what the proxy needs to know of it; its files stand in the proxy's folder.
-func (m *Mesh) addTarget(name, kind, listener, block string) {
+// addTarget adds a target by `deputy target add`. block is what the proxy needs to know of it, and files are what it names.
+func (m *Mesh) addTarget(name, kind, listener, block string, files map[string][]byte) {
 	m.t.Helper()
-	entry := filepath.Join(m.t.TempDir(), name+".yaml")
+	dir := m.t.TempDir()
+	entry := filepath.Join(dir, name+".yaml")
 	text := fmt.Sprintf("- name: %s\n  kind: %s\n  listen: %s\n  root: verified\n%s", name, kind, m.Address(listener), strings.ReplaceAll("\n"+block, "\n    ", "\n  ")[1:])
+	for file, data := range files {
+		if err := os.WriteFile(filepath.Join(dir, file), data, 0o600); err != nil {
+			m.t.Fatal(err)
+		}
+	}
 	if err := os.WriteFile(entry, []byte(text), 0o600); err != nil {
 		m.t.Fatal(err)
 	}

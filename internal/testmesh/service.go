@@ -3,7 +3,6 @@ package testmesh
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/deputymesh/deputy/internal/testweb"
@@ -27,17 +26,6 @@ func (m *Mesh) addWeb(site *testweb.Site) {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	for name, data := range map[string][]byte{"billing-ca.crt": ca, "billing.token": []byte(testweb.Token + "\n")} {
-		path := filepath.Join(m.Dir, "proxy", name)
-		if err := os.WriteFile(path, data, 0o600); err != nil {
-			m.t.Fatal(err)
-		}
-		if Isolated() {
-			if err := os.Chown(path, proxyUID, proxyUID); err != nil {
-				m.t.Fatal(err)
-			}
-		}
-	}
 	m.addTarget(ServiceTarget, "http", "service", fmt.Sprintf(`    http:
       url: %s
       ca_file: billing-ca.crt
@@ -45,15 +33,15 @@ func (m *Mesh) addWeb(site *testweb.Site) {
         - name: reader
           bearer_file: billing.token
           roles: [analyst]
-`, site.URL))
+`, site.URL), map[string][]byte{"billing-ca.crt": ca, "billing.token": []byte(testweb.Token + "\n")})
 	m.addTarget(RPCTarget, "http", "rpc", fmt.Sprintf(`    http:
       url: http://%s
       plain_http2: true
       accounts:
         - name: nobody
           roles: [analyst]
-`, site.GRPC))
+`, site.GRPC), nil)
 	m.addTarget(RawTarget, "tcp", "raw", fmt.Sprintf(`    tcp:
       address: %s
-`, strings.TrimPrefix(site.URL, "https://")))
+`, strings.TrimPrefix(site.URL, "https://")), nil)
 }

@@ -3,8 +3,6 @@ package testmesh
 import (
 	"fmt"
 	"net"
-	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -33,20 +31,12 @@ func toolsAt(url, bearer string) Option {
 // addTools writes the tool server into the configurations of broker, proxy and agents.
 func (m *Mesh) addTools(server toolServer) {
 	m.t.Helper()
-	account := "        - name: agents\n"
+	account, files := "        - name: agents\n", map[string][]byte{}
 	if server.bearer != "" {
-		path := filepath.Join(m.Dir, "proxy", "tools.token")
-		if err := os.WriteFile(path, []byte(server.bearer+"\n"), 0o600); err != nil {
-			m.t.Fatal(err)
-		}
-		if Isolated() {
-			if err := os.Chown(path, proxyUID, proxyUID); err != nil {
-				m.t.Fatal(err)
-			}
-		}
+		files["tools.token"] = []byte(server.bearer + "\n")
 		account += "          bearer_file: tools.token\n"
 	}
-	m.addTarget(ToolTarget, "mcp", "tools", fmt.Sprintf("    mcp:\n      url: %s\n      accounts:\n%s          roles: [analyst]\n", server.url, account))
+	m.addTarget(ToolTarget, "mcp", "tools", fmt.Sprintf("    mcp:\n      url: %s\n      accounts:\n%s          roles: [analyst]\n", server.url, account), files)
 }
 
 // Everything starts the everything server of go-sdk, which its conformance is tested with, and gives its URL.
