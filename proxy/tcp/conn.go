@@ -81,8 +81,9 @@ func (e *Engine) serve(ctx context.Context, raw net.Conn, waiting *lobby.Guest) 
 	defer up.Close()
 	pass.Forwarded(0)
 	if err := preface.Write(conn, preface.TCP, preface.Welcome, session.ID()); err != nil || !stop() {
-		_ = pass.Completed(ctx, proxy.Outcome{Status: "cut", Command: "connect"})
-		session.Close("client", "")
+		cut(raw, up)
+		_ = pass.Completed(context.WithoutCancel(ctx), proxy.Outcome{Status: "cut", Command: "connect"})
+		session.Close(reason(ctx), "")
 		return
 	}
 	_ = raw.SetDeadline(time.Time{})
@@ -99,11 +100,15 @@ func (e *Engine) serve(ctx context.Context, raw net.Conn, waiting *lobby.Guest) 
 	if err := pass.Completed(context.WithoutCancel(ctx), o); err != nil {
 		e.cfg.Logger.ErrorContext(ctx, "an outcome couldn't be recorded", "error", err)
 	}
-	reason := "client"
+	session.Close(reason(ctx), "")
+}
+
+// reason is why a session ended that ran.
+func reason(ctx context.Context) string {
 	if ctx.Err() != nil {
-		reason = "shutdown"
+		return "shutdown"
 	}
-	session.Close(reason, "")
+	return "client"
 }
 
 // greet does TLS and reads the credential.
