@@ -10,6 +10,7 @@ package mask
 
 import (
 	"crypto/hmac"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -85,6 +86,13 @@ func New(key []byte) (*Keyed, error) {
 		return nil, fmt.Errorf("the key of the hash masker has %d bytes; it needs %d or more", len(key), MinKey)
 	}
 	return &Keyed{key: slices.Clone(key)}, nil
+}
+
+// Random makes a Keyed with a key of its own, which nobody sees: what it hashes can be compared for as long as it lives.
+func Random() *Keyed {
+	key := make([]byte, MinKey)
+	rand.Read(key) // never fails
+	return &Keyed{key: key}
 }
 
 // Apply replaces one value of the type typeOID, as it stands in a DataRow with the given format; a

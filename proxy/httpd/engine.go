@@ -2,7 +2,6 @@ package httpd
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/tls"
 	"fmt"
 	"log/slog"
@@ -86,13 +85,7 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	key := make([]byte, mask.MinKey)
-	rand.Read(key)
-	keyed, err := mask.New(key)
-	if err != nil {
-		return nil, fmt.Errorf("making the HTTP engine: %w", err)
-	}
-	e := &Engine{cfg: cfg, hop: h, keyed: keyed, large: make(chan struct{}, maxLarge)}
+	e := &Engine{cfg: cfg, hop: h, keyed: mask.Random(), large: make(chan struct{}, maxLarge)}
 	e.relay = newRelay(e)
 	return e, nil
 }

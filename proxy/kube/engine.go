@@ -2,7 +2,6 @@ package kube
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/tls"
 	"fmt"
 	"log/slog"
@@ -85,13 +84,7 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	key := make([]byte, mask.MinKey)
-	rand.Read(key)
-	keyed, err := mask.New(key)
-	if err != nil {
-		return nil, fmt.Errorf("making the Kubernetes engine: %w", err)
-	}
-	return &Engine{cfg: cfg, hop: h, keyed: keyed, large: places{by: map[actor.SubjectID]int{}}}, nil
+	return &Engine{cfg: cfg, hop: h, keyed: mask.Random(), large: places{by: map[actor.SubjectID]int{}}}, nil
 }
 
 // Serve accepts agents on l until ctx is done, then ends every connection and waits for it. It closes l.

@@ -2,7 +2,6 @@ package mcpd
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/tls"
 	"fmt"
 	"log/slog"
@@ -94,13 +93,7 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	key := make([]byte, mask.MinKey)
-	rand.Read(key)
-	keyed, err := mask.New(key)
-	if err != nil {
-		return nil, fmt.Errorf("making the MCP engine: %w", err)
-	}
-	e := &Engine{cfg: cfg, hop: h, keyed: keyed, sessions: newSessions(time.Now), pins: newPins(cfg.Reviewed), large: make(chan struct{}, maxLarge), endSlots: make(chan struct{}, maxEnding)}
+	e := &Engine{cfg: cfg, hop: h, keyed: mask.Random(), sessions: newSessions(time.Now), pins: newPins(cfg.Reviewed), large: make(chan struct{}, maxLarge), endSlots: make(chan struct{}, maxEnding)}
 	e.endLife, e.endNow = context.WithCancel(context.Background())
 	return e, nil
 }

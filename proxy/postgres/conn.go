@@ -374,11 +374,7 @@ func (g *greeting) connect(ctx context.Context, core Session, st *startup) (*ses
 		_ = up.conn.Close()
 		return nil, passFault(err)
 	}
-	s, err := newSession(g.e, core, g.conn, up)
-	if err != nil {
-		_ = up.conn.Close()
-		return nil, err
-	}
+	s := newSession(g.e, core, g.conn, up)
 	// What the agent sent behind its password stays in the reader.
 	s.in, s.out = g.in, g.out
 	s.peer = peerID(g.conn)

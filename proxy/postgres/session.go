@@ -2,7 +2,6 @@ package postgres
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -70,23 +69,15 @@ type session struct {
 // errTerminate says that the agent ended the session as one should.
 var errTerminate = errors.New("the agent said goodbye")
 
-func newSession(e *Engine, core Session, client net.Conn, up *upstream) (*session, error) {
-	key := make([]byte, 32)
-	if _, err := rand.Read(key); err != nil {
-		return nil, fmt.Errorf("making a session's masking key: %w", err)
-	}
-	keyed, err := mask.New(key)
-	if err != nil {
-		return nil, fmt.Errorf("making a session's masker: %w", err)
-	}
+func newSession(e *Engine, core Session, client net.Conn, up *upstream) *session {
 	s := &session{
 		e: e, core: core, client: client, in: newFrames(client, &e.buffers), out: newSink(client, &e.buffers), up: up, q: newQueue(),
-		log: e.cfg.Logger.With("session", core.ID(), "target", e.name), keyed: keyed,
+		log: e.cfg.Logger.With("session", core.ID(), "target", e.name), keyed: mask.Random(),
 		statements: map[string]*prepared{}, portals: map[string]*portal{}, batch: 1,
 		channels: map[string]bool{}, notifications: rate.NewLimiter(notificationRate, notificationBurst),
 	}
 	s.resolve = s.resolveNames
-	return s, nil
+	return s
 }
 
 // run relays until one side ends, then ends the other. It returns why, for the record.

@@ -175,10 +175,7 @@ func scripted(t *testing.T, ctx context.Context, core openSession) (agent, targe
 	up := &upstream{conn: upstreamConn, in: newFrames(upstreamConn, &e.buffers), out: newSink(upstreamConn, &e.buffers), config: &pgconn.Config{
 		DialFunc: func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("no cancel here") },
 	}}
-	s, err := newSession(e, core, client, up)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s = newSession(e, core, client, up)
 	s.decider.e, s.decider.database, s.decider.made = e, "shop", map[qname]bool{}
 	return agent, target, s
 }
