@@ -10,7 +10,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -46,7 +45,10 @@ func measureKube(b *bench) {
 	m := b.mesh(testmesh.Shop(b.t), "", testmesh.Kube(cluster), testmesh.Policy(testdata(b, "cluster")))
 	alice := m.Login(b.t, "alice")
 	direct := web{name: "direct", url: cluster.URL, tls: b.adminTLS(cluster)}
-	relay := web{name: "nginx", url: b.nginxBefore(cluster), tls: b.adminTLS(cluster)}
+	// nginx has the API server's own certificate, and goes on as the administrator.
+	pki := filepath.Dir(cluster.CAFile)
+	relay := web{name: "nginx", tls: b.adminTLS(cluster), url: b.nginxBefore(cluster.URL, filepath.Join(pki, "server.crt"), filepath.Join(pki, "server.key"),
+		fmt.Sprintf("proxy_buffering off; proxy_read_timeout 1h; proxy_ssl_certificate %s; proxy_ssl_certificate_key %s;", cluster.AdminCertFile, cluster.AdminKeyFile))}
 	ways := func() []web {
 		id := b.identityFor(m, alice, testmesh.ClusterTarget) // it lives five minutes
 		return []web{{"Deputy", "https://" + m.Address("prod"), id.Credential, b.clientTLS(id)}, relay, direct}
@@ -101,32 +103,6 @@ func (b *bench) adminTLS(c *testkube.Cluster) *tls.Config {
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(raw)
 	return &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool, Certificates: []tls.Certificate{pair}}
-}
-
-// nginxBefore starts an nginx that ends TLS with the API server's own certificate and goes on as the administrator. It returns its URL.
-func (b *bench) nginxBefore(c *testkube.Cluster) string {
-	b.t.Helper()
-	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(testmesh.FreePorts(b.t, 1)))
-	pki := filepath.Dir(c.CAFile)
-	conf := b.file("kube-relay.conf", fmt.Sprintf(`daemon off; master_process off; pid %[1]s/relay.pid; error_log /dev/null;
-events { worker_connections 512; }
-http {
-  access_log off;
-  client_body_temp_path %[1]s/body; proxy_temp_path %[1]s/proxy; fastcgi_temp_path %[1]s/fastcgi; uwsgi_temp_path %[1]s/uwsgi; scgi_temp_path %[1]s/scgi;
-  keepalive_requests 1000000;
-  upstream cluster { server %[2]s; keepalive 64; keepalive_requests 1000000; }
-  server {
-    listen %[3]s ssl;
-    ssl_certificate %[4]s/server.crt; ssl_certificate_key %[4]s/server.key;
-    location / {
-      proxy_pass https://cluster; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_max_temp_file_size 0; proxy_buffering off; proxy_read_timeout 1h;
-      proxy_ssl_certificate %[5]s; proxy_ssl_certificate_key %[6]s;
-    }
-  }
-}
-`, b.t.TempDir(), strings.TrimPrefix(c.URL, "https://"), address, pki, c.AdminCertFile, c.AdminKeyFile))
-	b.serveAs(nil, nil, address, "/usr/sbin/nginx", "-e", "/dev/null", "-c", conf)
-	return "https://" + address
 }
 
 // watched is events per second that watches of one object are told, while somebody changes it at the API server itself, until all have heard all.

@@ -15,7 +15,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -100,28 +99,10 @@ func (w web) get(c *http.Client, path string) (int64, error) {
 
 // rate is requests per second of so many clients with a connection each.
 func (b *bench) rate(w web, c *http.Client, clients int, path string) float64 {
-	ctx, cancel := context.WithTimeout(context.Background(), b.seconds)
-	defer cancel()
-	counts := make([]int, clients)
-	var wg sync.WaitGroup
-	began := time.Now()
-	for i := range clients {
-		wg.Go(func() {
-			for ctx.Err() == nil {
-				if _, err := w.get(c, path); err != nil {
-					b.t.Error(err)
-					return
-				}
-				counts[i]++
-			}
-		})
-	}
-	wg.Wait()
-	n := 0
-	for _, c := range counts {
-		n += c
-	}
-	return float64(n) / time.Since(began).Seconds()
+	return b.perSecond(clients, func() error {
+		_, err := w.get(c, path)
+		return err
+	})
 }
 
 // measureHTTP is requests through Deputy with everything on, beside nginx as the plainest relay that is trusted with TLS, and direct. The client is the
@@ -134,25 +115,11 @@ func measureHTTP(b *bench) {
 	site.Write("customers/some.json", []byte("["+strings.TrimSuffix(strings.Repeat(`{"name":"Ada","email":"ada@example.com","accounts":[{"iban":"DE0012345678"}]},`, 100), ",")+"]"))
 	m := b.mesh(testmesh.Shop(b.t), "", testmesh.Web(site), testmesh.Policy(testdata(b, "services")))
 	id := b.identityFor(m, m.Login(b.t, "alice"), testmesh.ServiceTarget)
-	port := testmesh.FreePorts(b.t, 1)
-	conf := b.file("relay.conf", fmt.Sprintf(`daemon off; master_process off; pid %[1]s/relay.pid; error_log /dev/null;
-events { worker_connections 512; }
-http {
-  access_log off;
-  client_body_temp_path %[1]s/body; proxy_temp_path %[1]s/proxy; fastcgi_temp_path %[1]s/fastcgi; uwsgi_temp_path %[1]s/uwsgi; scgi_temp_path %[1]s/scgi;
-  keepalive_requests 1000000;
-  upstream site { server %[2]s; keepalive 64; keepalive_requests 1000000; }
-  server {
-    listen 127.0.0.1:%[3]d ssl;
-    ssl_certificate %[4]s/server.crt; ssl_certificate_key %[4]s/server.key;
-    location / { proxy_pass https://site; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_max_temp_file_size 0; }
-  }
-}
-`, b.t.TempDir(), strings.TrimPrefix(site.URL, "https://"), port, filepath.Dir(site.CAFile)))
-	b.serveAs(nil, nil, net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), "/usr/sbin/nginx", "-e", "/dev/null", "-c", conf)
+	pki := filepath.Dir(site.CAFile)
+	relay := b.nginxBefore(site.URL, filepath.Join(pki, "server.crt"), filepath.Join(pki, "server.key"), "")
 	ways := []web{
 		{"Deputy", "https://" + m.Address("service"), id.Credential, b.clientTLS(id)},
-		{"nginx", "https://127.0.0.1:" + strconv.Itoa(port), testweb.Token, b.siteTLS(site)},
+		{"nginx", relay, testweb.Token, b.siteTLS(site)},
 		{"direct", site.URL, testweb.Token, b.siteTLS(site)},
 	}
 	for _, clients := range []int{1, 8, 32} {
@@ -165,9 +132,7 @@ http {
 			}})
 		}
 		got := b.sideBySide(fmt.Sprintf("http, %d clients, requests/s", clients), subjects)
-		for _, peer := range []string{"nginx", "direct"} {
-			b.compare(result{Name: "http, requests", Unit: "/s", Params: map[string]string{"clients": strconv.Itoa(clients)}}, got, "Deputy", peer)
-		}
+		b.compare(result{Name: "http, requests", Unit: "/s", Params: map[string]string{"clients": strconv.Itoa(clients)}}, got, "Deputy", "nginx", "direct")
 	}
 	var subjects []subject
 	c := ways[0].client(b)
@@ -250,7 +215,5 @@ func measureTCP(b *bench) {
 		{"HAProxy", get(web{name: "HAProxy", url: "https://127.0.0.1:" + strconv.Itoa(port), bearer: testweb.Token}, nil)},
 		{"direct", get(web{name: "direct", url: site.URL, bearer: testweb.Token}, nil)},
 	})
-	for _, peer := range []string{"HAProxy", "direct"} {
-		b.compare(result{Name: "tcp, download", Unit: "MB/s", Params: map[string]string{"bytes": "256 MB"}}, got, "Deputy", peer)
-	}
+	b.compare(result{Name: "tcp, download", Unit: "MB/s", Params: map[string]string{"bytes": "256 MB"}}, got, "Deputy", "HAProxy", "direct")
 }
