@@ -18,7 +18,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
 
-	"github.com/deputymesh/deputy/actor"
 	"github.com/deputymesh/deputy/issuer/attest"
 	"github.com/deputymesh/deputy/issuer/ca"
 	"github.com/deputymesh/deputy/issuer/spawn"
@@ -157,9 +156,6 @@ func (i *Issuer) SetJWTBundle(further ...*ecdsa.PublicKey) error {
 	}
 	return i.jwks.Set(keys...)
 }
-
-// End ends an agent and everything below it. It says whether the agent was alive.
-func (i *Issuer) End(id actor.AgentID) bool { return i.spawn.End(id) }
 
 // Serve takes up the agents of the last run and serves a Unix socket until ctx is done; then it returns nil, with everything
 // that it started stopped and the listener closed. It is called once.

@@ -79,18 +79,13 @@ func TestAnEndedAgentsProcessesArentOutside(t *testing.T) {
 	planner := m.start(command{})
 	a := planner.attach("planner", planner)
 	program := planner.start(command{})
-	if !m.issuer.End(agentID(t, a.ID)) {
-		t.Fatal("the agent wasn't there")
-	}
-	planner.refused(command{Op: "wait", Stream: "own"}, "Aborted", "revoked")
+	planner.must(command{Op: "done", Stream: "own"})
+	m.gone(a.ID)
 	for _, p := range []*process{planner, program} {
 		p.refused(command{Op: "register", Name: "planner"}, "FailedPrecondition", "ended")
 		if r := m.where(outside, p); r.Code != "FailedPrecondition" {
 			t.Errorf("a process of an ended agent: %+v", r)
 		}
-	}
-	if m.issuer.End(agentID(t, a.ID)) {
-		t.Error("the agent ended twice")
 	}
 	// Even after a restart, for as long as the supervisor's process lives.
 	m.restart()

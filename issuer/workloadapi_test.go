@@ -146,7 +146,8 @@ func TestAnAgentNeverBecomesARole(t *testing.T) {
 			t.Errorf("%d bundles", r.Count)
 		}
 	}
-	m.issuer.End(agentID(t, a.ID))
+	p.must(command{Op: "done", Stream: "own"})
+	m.gone(a.ID)
 	for _, q := range []*process{p, program} {
 		q.refused(command{Op: "fetch"}, "PermissionDenied", "no identity")
 		q.refused(command{Op: "bundles"}, "PermissionDenied", "no identity")

@@ -203,19 +203,11 @@ func (s *Server) dismiss(a *agent) {
 // that belongs to nobody, so it has no place all the same.
 const maxOldCgroups = 4096
 
-// End ends an agent and everything below it, for an operator. It says whether the agent was there.
-func (s *Server) End(id actor.AgentID) bool {
-	s.mu.Lock()
-	a := s.agents[id]
-	s.mu.Unlock()
-	return a != nil && s.end(a, ReasonRevoked)
-}
-
-// end ends an agent and everything below it, once. It says whether it did.
-func (s *Server) end(a *agent, reason string) bool {
+// end ends an agent and everything below it, once.
+func (s *Server) end(a *agent, reason string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.endLocked(a, reason)
+	s.endLocked(a, reason)
 }
 
 // endAfter ends an agent after d if it is still in the same state, with the same timer. The caller holds s.mu.
