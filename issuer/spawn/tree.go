@@ -225,9 +225,9 @@ func (s *Server) endAfter(a *agent, d time.Duration, reason string) {
 	a.timer = mine
 }
 
-func (s *Server) endLocked(a *agent, reason string) bool {
+func (s *Server) endLocked(a *agent, reason string) {
 	if a.state == ended || s.closing {
-		return false
+		return
 	}
 	var ids []actor.AgentID
 	var all func(*agent, string)
@@ -243,7 +243,6 @@ func (s *Server) endLocked(a *agent, reason string) bool {
 	all(a, reason)
 	// Queued under the lock: two ends are written in the order in which they happened.
 	s.writer.end(ids, reason, s.now())
-	return true
 }
 
 // hold marks a process as an agent's supervisor and waits for its death. The caller holds s.mu.
