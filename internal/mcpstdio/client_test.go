@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -140,6 +141,64 @@ func TestStatelessClientsUseServersOverHTTP(t *testing.T) {
 	defer mu.Unlock()
 	if last.Get("Mcp-Protocol-Version") != "2026-07-28" || last.Get("Mcp-Method") != "tools/call" || last.Get("Mcp-Name") != "echo" || last.Get("Mcp-Param-Region") != "=?base64?ZXUgd2VzdAo=?=" || last.Get("Mcp-Param-N") != "7" {
 		t.Errorf("%v", last)
+	}
+}
+
+// A list of tools makes the client keep no more than it needs: few arguments of each tool, and no long names.
+func TestAListOfToolsIsKeptInPart(t *testing.T) {
+	properties, arguments := map[string]any{}, map[string]string{}
+	for i := range 1000 {
+		name := fmt.Sprintf("a%03d", i)
+		if i == 0 {
+			name += strings.Repeat("x", 1<<10)
+		}
+		properties[name], arguments[name] = map[string]string{"x-mcp-header": name[:4]}, "v"
+	}
+	list, err := json.Marshal(map[string]any{"jsonrpc": "2.0", "id": 1, "result": map[string]any{"tools": []any{map[string]any{"name": "t", "inputSchema": map[string]any{"properties": properties}}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	call, err := json.Marshal(map[string]any{"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": map[string]any{"name": "t", "arguments": arguments, "_meta": map[string]string{"io.modelcontextprotocol/protocolVersion": "2026-07-28"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sent := make(chan http.Header, 2)
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		_, _ = io.Copy(io.Discard, q.Body)
+		sent <- q.Header.Clone()
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write(list)
+	}))
+	defer web.Close()
+	in, client := io.Pipe()
+	out, toClient := io.Pipe()
+	served := make(chan error, 1)
+	go func() { served <- (&mcpstdio.Client{Endpoint: web.URL}).Serve(t.Context(), in, toClient) }()
+	lines := bufio.NewReader(out)
+	for _, ask := range []string{`{"jsonrpc":"2.0","id":1,"method":"tools/list"}`, string(call)} {
+		if _, err := io.WriteString(client, ask+"\n"); err != nil {
+			t.Fatal(err)
+		}
+		if l, err := lines.ReadString('\n'); err != nil {
+			t.Fatal(l, err)
+		}
+	}
+	_ = client.Close()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+	<-sent
+	n := 0
+	for name := range <-sent {
+		if strings.HasPrefix(name, "Mcp-Param-") {
+			n++
+		}
+		if name == "Mcp-Param-A000" {
+			t.Error("an argument with a long name is kept")
+		}
+	}
+	if n != 64 {
+		t.Errorf("%d arguments are kept", n)
 	}
 }
 

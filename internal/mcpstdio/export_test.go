@@ -2,10 +2,12 @@ package mcpstdio
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"io"
 	"strings"
 	"testing/iotest"
+	"time"
 )
 
 func readAll(text string, piece int, next func(*bufio.Reader, int) ([]byte, error)) ([]string, error) {
@@ -33,3 +35,20 @@ func EventsForTest(text string, piece int) ([]string, error) { return readAll(te
 
 // LineForTest puts a message on a line.
 func LineForTest(data []byte) ([]byte, error) { return line(data) }
+
+// WaitingForTest gives how many of some messages of a server wait for its session's own stream, each time that they come and are taken.
+func WaitingForTest(messages []string, times int) (waiting []int) {
+	s := newSession(nil, time.Time{})
+	for range times {
+		for _, text := range messages {
+			m, err := parse([]byte(text))
+			if err != nil || s.callFor(m, []byte(text)) != nil {
+				panic(text)
+			}
+		}
+		own, taken := s.listen(context.Background())
+		s.leave(own)
+		waiting = append(waiting, len(taken))
+	}
+	return waiting
+}

@@ -84,8 +84,8 @@ func (c *Client) learn(m message, text []byte) {
 				var s struct {
 					Header string `json:"x-mcp-header"`
 				}
-				if json.Unmarshal(schema, &s) != nil || !isToken(s.Header) || len(c.params) >= maxTools {
-					continue
+				if json.Unmarshal(schema, &s) != nil || !isToken(s.Header) || len(c.params) >= maxTools || len(c.params[t.Name]) >= maxParams || len(t.Name)+len(argument) > maxNames {
+					continue // without its header, the server refuses the call
 				}
 				if c.params[t.Name] == nil {
 					c.params[t.Name] = map[string]string{}
@@ -96,7 +96,12 @@ func (c *Client) learn(m message, text []byte) {
 	}
 }
 
-const maxTools = 4096
+// What a server makes the client keep: of so many tools so many arguments each, with names of so many bytes together.
+const (
+	maxTools  = 4096
+	maxParams = 64
+	maxNames  = 256
+)
 
 func isToken(s string) bool {
 	return s != "" && len(s) <= 64 && strings.Trim(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_") == ""
