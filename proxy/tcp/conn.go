@@ -90,11 +90,10 @@ func (e *Engine) serve(ctx context.Context, raw net.Conn, waiting *lobby.Guest) 
 
 	// 4. Bytes, until both sides have ended or the session is over.
 	end := context.AfterFunc(session.Context(), func() { cut(raw, up) })
-	defer end()
 	down := context.AfterFunc(ctx, func() { cut(raw, up) })
-	defer down()
 	o := relay(conn, up, func() { cut(raw, up) })
-	if session.Context().Err() != nil || ctx.Err() != nil {
+	// No more resets, before the session's own end asks for one: it would take away what the kernel hasn't sent yet.
+	if ended, stopped := !end(), !down(); ended || stopped {
 		o.Status = "cut"
 	}
 	if err := pass.Completed(context.WithoutCancel(ctx), o); err != nil {

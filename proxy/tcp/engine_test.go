@@ -41,6 +41,16 @@ func (l ledger) Open(ctx context.Context, peer proxy.Peer, credential string, co
 
 type session struct{ hop.Session }
 
+// Close returns when what hangs on the session's context has most likely had its turn.
+func (s session) Close(reason, detail string) {
+	s.Session.Close(reason, detail)
+	for range 200 {
+		turn := make(chan struct{})
+		context.AfterFunc(s.Context(), func() { close(turn) })
+		<-turn
+	}
+}
+
 func (s session) Authorize(ctx context.Context, cmd proxy.Command) (tcp.Pass, error) {
 	p, err := s.Session.Authorize(ctx, cmd)
 	if err != nil {
@@ -190,6 +200,24 @@ func TestBytesPassBothWaysAndEachEndIsPassedOn(t *testing.T) {
 		t.Errorf("decided: %+v", d)
 	}
 	r.Await(t, "closed", "client")
+}
+
+// What both sides have ended stays what it was, however late the agent reads it.
+func TestTheEndOfASessionTakesNothingAway(t *testing.T) {
+	r := newRig(t)
+	agent, service := r.connect()
+	if err := agent.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	answer := bytes.Repeat([]byte("answer"), 100_000) // more than the agent's side takes before it is read
+	if _, err := service.Write(answer); err != nil {
+		t.Fatal(err)
+	}
+	_ = service.CloseWrite()
+	<-r.Last().Context().Done()
+	if got, err := io.ReadAll(agent); err != nil || !bytes.Equal(got, answer) {
+		t.Errorf("the agent got %d bytes, %v", len(got), err)
+	}
 }
 
 func TestWhatIsRefusedNeverReachesTheService(t *testing.T) {
