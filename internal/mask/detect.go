@@ -1,6 +1,9 @@
 package mask
 
-import "fmt"
+import (
+	"bytes"
+	"fmt"
+)
 
 // A Detector finds values in a text by what they look like. It knows a value as people write it, not in an encoding: base64, a value cut
 // into two members, or tags between its letters aren't seen. No value that is found goes over the end of a line.
@@ -196,13 +199,35 @@ func gap(b []byte, i int) int {
 		return 1
 	case b[i] == 0xc2 && i+1 < len(b) && b[i+1] == 0xa0: // no-break space
 		return 2
+	case b[i] == '\\' && len(b) >= i+6 && string(b[i:i+4]) == `\u00` && b[i+4]|0x20 == 'a' && b[i+5] == '0': // and as JSON in a string spells it
+		return 6
 	}
 	return 0
 }
 
+// escapeLength is how many bytes the longest escape of JSON has.
+const escapeLength = 6
+
+// afterEscape says whether an escape of JSON ends before i: a value that stands in a JSON text inside of a string often follows one, and its last
+// byte is a letter or digit that isn't a part of what it means.
+func afterEscape(b []byte, i int) bool {
+	if i >= 2 && b[i-2] == '\\' && bytes.IndexByte([]byte("nrtbf"), b[i-1]) >= 0 {
+		return true
+	}
+	if i < escapeLength || b[i-6] != '\\' || b[i-5] != 'u' {
+		return false
+	}
+	for _, c := range b[i-4 : i] {
+		if !isDigit(c) && (c|0x20 < 'a' || c|0x20 > 'f') {
+			return false
+		}
+	}
+	return true
+}
+
 // cardEnd is where the longest card number that begins at i ends, or 0.
 func cardEnd(b []byte, i int) int {
-	if i > 0 && isDigit(b[i-1]) || i > 1 && b[i-1] == '.' && isDigit(b[i-2]) {
+	if i > 0 && isDigit(b[i-1]) && !afterEscape(b, i) || i > 1 && b[i-1] == '.' && isDigit(b[i-2]) {
 		return 0
 	}
 	// Luhn doubles every second digit from the right: both sums are kept, and the number of digits says which one counts.
@@ -231,7 +256,7 @@ func cardEnd(b []byte, i int) int {
 
 // ibanEnd is where the longest IBAN that begins at i ends, or 0.
 func ibanEnd(b []byte, i int) int {
-	if i > 0 && isAlnum(b[i-1]) {
+	if i > 0 && isAlnum(b[i-1]) && !afterEscape(b, i) {
 		return 0
 	}
 	var chars [34]byte
@@ -276,7 +301,7 @@ func phoneEnd(b []byte, i int) int {
 			return 0
 		}
 		j = i + 3
-	} else if i > 0 && isAlnum(b[i-1]) {
+	} else if i > 0 && isAlnum(b[i-1]) && !afterEscape(b, i) {
 		return 0
 	}
 	if j >= len(b) || b[j] < '1' || b[j] > '9' {

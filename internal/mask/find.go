@@ -133,7 +133,7 @@ func (f *Finder) close(dst []byte) []byte {
 
 // compact forgets what isn't needed any more.
 func (f *Finder) compact() {
-	keep := max(f.pos-2, 0) // some detectors look at what came before
+	keep := max(f.pos-escapeLength, 0) // some detectors look at what came before
 	if f.open && !f.whole {
 		keep = min(keep, f.from)
 	}

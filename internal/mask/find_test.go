@@ -49,6 +49,12 @@ func TestDetectorsFindWhatTheySay(t *testing.T) {
 		{[]mask.Finding{{mask.DetectPhone, mask.Redact}}, "call +49 (0) 30 1234567, tel:+1-555-010-9999, ?p=%2B4930123456", "call ****, tel:****, ?p=****"},
 		{[]mask.Finding{{mask.DetectPhone, mask.Redact}}, "1+2345678901 +0123456789 +1234567; 030 1234567 +1234567890123456", "1+2345678901 +0123456789 +1234567; 030 1234567 +1234567890123456"},
 
+		// In a JSON text that stands in a string.
+		{[]mask.Finding{{mask.DetectIBAN, mask.Last4}}, `"a\nDE89 3704 0044 0532 0130 00\tGB29NWBK60161331926819", "\u00A0DE89\u00a03704\u00a00044\u00A00532 0130 00"`, `"a\n****3000\t****6819", "\u00A0****3000"`},
+		{[]mask.Finding{{mask.DetectCard, mask.Last4}}, `"\u00a04111 1111 1111 1111", "\u00204111111111111111"`, `"\u00a0****1111", "\u0020****1111"`},
+		{[]mask.Finding{{mask.DetectPhone, mask.Redact}}, `"\r\n+4930123456\u0009+1-555-010-9999"`, `"\r\n****\u0009****"`},
+		{[]mask.Finding{{mask.DetectIBAN, mask.Redact}}, `u00a0DE89370400440532013000 \u00gaDE89370400440532013000 \xDE89370400440532013000`, `u00a0DE89370400440532013000 \u00gaDE89370400440532013000 \xDE89370400440532013000`},
+
 		// What overlaps is replaced as one.
 		{[]mask.Finding{{mask.DetectEmail, mask.Email}, {mask.DetectPhone, mask.Last4}}, "+49301234567@example.com", "****"},
 		{[]mask.Finding{{mask.DetectEmail, mask.Email}, {mask.DetectCard, mask.Redact}}, "x-4111111111111111@example.com", "****"},
@@ -86,7 +92,7 @@ func TestMaskersOfDetectorsAndTheirNames(t *testing.T) {
 // pieces are what values are made of, so that random texts hold many, whole and broken.
 var pieces = []string{
 	"ada@example.com", "@", "%40", "&#64;", `\u0040`, `"a b"`, "example.com", ".", "4111 1111", "4111111111111111", " 1111-1111", "DE89 3704 0044 0532 0130 00", "DE89", "3704004405320130",
-	"00", "+49 ", "(0)", "301234567", "%2B", "\n", " ", "-", "\u00a0", "é", "x", strings.Repeat("a", 200), "[10.0.0.1]", "7", "\xff",
+	"00", "+49 ", "(0)", "301234567", "%2B", "\n", " ", "-", "\u00a0", "é", "x", strings.Repeat("a", 200), "[10.0.0.1]", "7", "\xff", `\n`, `\u00a0`,
 }
 
 func someText(r *rand.Rand) string {

@@ -139,6 +139,7 @@ func TestResultsAreMaskedByDetector(t *testing.T) {
 		"a text":         {callTool, "", `{"content":[` + text("mail ada@example.com") + `]}`, `{"content":[` + text("mail a***@example.com") + `]}`, 1},
 		"structured":     {callTool, log, `{"structuredContent":{"who":["ada@example.com"]},"_meta":{"x":"ada@example.com"}}`, `{"_meta":{"x":"a***@example.com"},"structuredContent":{"who":["a***@example.com"]}}`, 2},
 		"escaped in it":  {callTool, "", `{"content":[` + text(`{"e":"ada@example.com"}`) + `]}`, `{"content":[` + text(`{"e":"a***@example.com"}`) + `]}`, 1},
+		"after escapes":  {callTool, "", `{"content":[` + text(`{"e":"to:\nDE89 3704 0044 0532 0130 00"}`) + `]}`, `{"content":[` + text(`{"e":"to:\n****3000"}`) + `]}`, 1},
 		"an image":       {callTool, "", `{"content":[{"type":"image","data":"YWRh","mimeType":"image/png"}]}`, `{"content":[` + none + `]}`, 1},
 		"a blob in it":   {callTool, "", `{"content":[{"type":"resource","resource":{"uri":"memo:///a","blob":"YWRh"}}]}`, `{"content":[` + none + `]}`, 1},
 		"a blob":         {readIt, "", `{"contents":[{"uri":"memo:///a","blob":"YWRh"}]}`, `{"contents":[{"text":` + withheld + `,"uri":"memo:///a"}]}`, 1},
@@ -147,7 +148,7 @@ func TestResultsAreMaskedByDetector(t *testing.T) {
 		"another asking": {callTool, ask, `{"content":[]}`, `{"content":[]}`, 0},
 	} {
 		for _, server.stream = range []bool{false, true} {
-			r.Set(func() { r.Ob = masks(t, "detect:email=email") })
+			r.Set(func() { r.Ob = masks(t, "detect:email=email, detect:iban=last4") })
 			server.result, server.before = `"result":`+c.in, c.before
 			_, body := r.post(c.ask)
 			if got, _ := answer(t, body); got != c.out || strings.Contains(body, "ada@") {
