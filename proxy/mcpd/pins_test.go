@@ -76,6 +76,30 @@ func TestAToolThatChangesIsHeld(t *testing.T) {
 	}
 }
 
+// What a server makes a proxy hold is bounded: entries that can't be read hold nothing by names that no tool can have, and too many held tools refuse
+// all calls.
+func TestHeldToolsAreFew(t *testing.T) {
+	unclear := func(name string) string {
+		var out []string
+		for i := range 4096 {
+			out = append(out, fmt.Sprintf(`{"name":"%s%d","a":1,"a":2}`, name, i))
+		}
+		return strings.Join(out, ",")
+	}
+	server, tools := changing()
+	r := newRig(t, server)
+	for _, name := range []string{strings.Repeat("x", 200), `\u0000`, ""} {
+		text := unclear(name)
+		tools.Store(&text)
+		if _, body := r.post(listTools); !strings.Contains(body, `"tools":[]`) {
+			t.Errorf("%.300s", body)
+		}
+		if _, body := r.post(callAdd); strings.Contains(body, "held until") != (name == "") {
+			t.Errorf("after %.10q: %s", name, body)
+		}
+	}
+}
+
 // Where somebody has reviewed the tools, those and no others are shown and called, from the first list on.
 func TestOnlyReviewedToolsAreUsed(t *testing.T) {
 	lines, err := mcpd.Review([]byte(`{"jsonrpc":"2.0","id":1,"result":{"tools":[` + reviewed + `]}}`))
