@@ -78,7 +78,7 @@ func (x *exchange) single(ctx context.Context, a *http.Response) error {
 	if err != nil {
 		return err
 	}
-	if x.m.method == "initialize" && m.result != nil {
+	if x.m.method == "initialize" && m.result != nil && !x.denied {
 		if err := x.begin(a, m); err != nil {
 			return err
 		}

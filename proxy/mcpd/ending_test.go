@@ -1,8 +1,10 @@
 package mcpd_test
 
 import (
+	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -60,6 +62,50 @@ func TestAStoppedProxyLeavesNoSession(t *testing.T) {
 	}
 	r.stop()
 	up.ended(t)
+}
+
+// A session that doesn't begin, since the answer breaks off or can't be read, is left neither here nor at the server.
+func TestABrokenBeginningLeavesNoSession(t *testing.T) {
+	for name, event := range map[string]string{"nothing": "", "an unknown version": `data: {"jsonrpc":"2.0","id":1,"result":{"protocolVersion":"2099-01-01"}}` + "\n\n", "no message": "data: x\n\n"} {
+		up := &seen{}
+		r := newRig(t, up.ServeWith(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+			w.Header().Set("Mcp-Session-Id", "upstream")
+			w.Header().Set("Content-Type", "text/event-stream")
+			_, _ = io.WriteString(w, event)
+		})))
+		a, text := r.post(begin)
+		id := a.Header.Get("Mcp-Session-Id")
+		if id == "" || !strings.Contains(text, `"error"`) || strings.Contains(text, "2099") {
+			t.Errorf("%s: %v %s", name, a.Header, text)
+		}
+		up.ended(t)
+		if a, text := r.post(listTools, "Mcp-Session-Id", id); a.StatusCode != 404 {
+			t.Errorf("%s: %d %s", name, a.StatusCode, text)
+		}
+	}
+}
+
+// A server that has forgotten a session says so in its own words, with the id null, and the agent begins anew.
+func TestAForgottenSessionIsOver(t *testing.T) {
+	var forgotten atomic.Bool
+	r := newRig(t, http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		_, _ = io.Copy(io.Discard, q.Body)
+		w.Header().Set("Mcp-Session-Id", "upstream")
+		w.Header().Set("Content-Type", "application/json")
+		if forgotten.Load() {
+			w.WriteHeader(http.StatusNotFound)
+			_, _ = io.WriteString(w, `{"jsonrpc":"2.0","error":{"code":-32001,"message":"Session not found"},"id":null}`)
+			return
+		}
+		_, _ = io.WriteString(w, `{"jsonrpc":"2.0","id":1,"result":{"protocolVersion":"2025-11-25","capabilities":{},"serverInfo":{"name":"a","version":"1"}}}`)
+	}))
+	a, _ := r.post(begin)
+	forgotten.Store(true)
+	for _, want := range []string{"Session not found", "there is no such session"} {
+		if a, text := r.post(listTools, "Mcp-Session-Id", a.Header.Get("Mcp-Session-Id")); a.StatusCode != 404 || !strings.Contains(text, want) {
+			t.Errorf("%d %s", a.StatusCode, text)
+		}
+	}
 }
 
 // One entry of a list that can be read in two ways withholds itself alone, and a tool among them is held.

@@ -3,6 +3,7 @@ package mcpd_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -409,6 +410,9 @@ func TestARevokedCallEnds(t *testing.T) {
 		if err == nil {
 			_, err = io.ReadAll(a.Body)
 			_ = a.Body.Close()
+			if a.StatusCode == http.StatusUnauthorized { // it came before the stream's beginning
+				err = errors.New(a.Status)
+			}
 		}
 		ended <- err
 	}()

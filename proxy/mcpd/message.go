@@ -112,15 +112,15 @@ func parseMessage(data []byte) (message, error) {
 	if v, err := o.text("jsonrpc"); err != nil || v != "2.0" {
 		return m, errors.New(`"jsonrpc" isn't "2.0"`)
 	}
-	if raw, there := o["id"]; there {
+	_, hasParams := o["params"]
+	_, hasResult := o["result"]
+	_, hasError := o["error"]
+	if raw, there := o["id"]; there && !(hasError && string(raw) == "null") { // of a request that couldn't be read
 		if m.key, err = idKey(raw); err != nil {
 			return m, err
 		}
 		m.id = raw
 	}
-	_, hasParams := o["params"]
-	_, hasResult := o["result"]
-	_, hasError := o["error"]
 	if _, there := o["method"]; there {
 		m.kind = isNotification
 		if m.id != nil {

@@ -20,7 +20,7 @@ func (x *exchange) refuse(ctx context.Context, scrubbed string, text []byte, f *
 // session. Refused credentials are HTTP's.
 func (x *exchange) deny(r *http.Request, err error) {
 	if x.streaming {
-		return // its end says it
+		panic(http.ErrAbortHandler) // a stream that is cut must not look like one that has ended
 	}
 	var no *proxy.Refusal
 	if !errors.As(err, &no) || x.m.kind != isRequest || x.m.id == nil {

@@ -236,6 +236,7 @@ func (x *exchange) complete(ctx context.Context, status string) error {
 var (
 	errSignIn  = errors.New("the target didn't accept the proxy's credential")
 	errUnclear = errors.New("the target's answer can't be read")
+	errBroken  = errors.New("the stream has ended without the answer")
 	errLarge   = errors.New("too many large messages are under way")
 )
 

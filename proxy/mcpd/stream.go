@@ -33,6 +33,11 @@ func (x *exchange) stream(ctx context.Context, a *http.Response) error {
 		if err := x.begin(a, message{}); err != nil {
 			return err
 		}
+		defer func() {
+			if x.session != nil && (!x.whole || x.denied) {
+				x.e.endSession(x.session) // it hasn't begun
+			}
+		}()
 	}
 	h := x.w.Header()
 	h.Set("Content-Type", "text/event-stream")
@@ -48,7 +53,10 @@ func (x *exchange) stream(ctx context.Context, a *http.Response) error {
 		data, err := events.next()
 		if errors.Is(err, io.EOF) {
 			// A stream of a session's own ends when it likes; one of a request ends with the response.
-			x.whole = x.m.id == nil
+			if x.m.id != nil {
+				return errBroken
+			}
+			x.whole = true
 			return nil
 		}
 		if err != nil {
