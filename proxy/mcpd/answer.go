@@ -143,6 +143,9 @@ func (x *exchange) rewrite(ctx context.Context, m message, raw []byte) ([]byte, 
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errUnclear, err)
 	}
+	if err := checkResult(result); err != nil {
+		return nil, fmt.Errorf("%w: %w", errUnclear, err)
+	}
 	changed := false
 	if l, is := lists[x.m.method]; is {
 		if result[l.member], err = x.cut(result[l.member], l.use, l.field); err != nil {
@@ -169,6 +172,19 @@ func (x *exchange) rewrite(ctx context.Context, m message, raw []byte) ([]byte, 
 		raw = nil
 	}
 	return x.put(m, raw)
+}
+
+// checkResult refuses what a result must not be: one that clients would read in two ways, or that says that the call goes on.
+func checkResult(result object) error {
+	if err := result.spelledAs(inResults); err != nil {
+		return err
+	}
+	if _, there := result["resultType"]; there {
+		if kind, err := result.text("resultType"); err != nil || kind != "complete" && kind != "input_required" {
+			return fmt.Errorf("a result of the kind %.32q isn't known here", kind)
+		}
+	}
+	return nil
 }
 
 // parseAnswer is parseMessage, and leaves out entries of a list that can be read in more ways than one: what the agent gets of it is spelled anew.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/deputymesh/deputy/internal/strictjson"
 )
@@ -86,6 +87,18 @@ func (o object) object(name string) (object, error) {
 		return nil, fmt.Errorf("%q: %w", name, err)
 	}
 	return in, nil
+}
+
+// spelledAs refuses a member that is one of some names but for case: many a reader of JSON takes "Arguments" for "arguments", and others don't.
+func (o object) spelledAs(names []string) error {
+	for name := range o {
+		for _, exact := range names {
+			if name != exact && strings.EqualFold(name, exact) {
+				return fmt.Errorf("%.64q stands in the place of %q", name, exact)
+			}
+		}
+	}
+	return nil
 }
 
 // parseMessage takes exactly one message in its only reading: no member twice or twice but for case, none that JSON-RPC doesn't know, no

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -63,6 +64,19 @@ var notices = []string{
 // named are the methods whose object stands in the header Mcp-Name, too.
 var named = []string{"tools/call", "resources/read", "prompts/get"}
 
+// inParams and inResults are the members that the protocol has in params, and those of results and of their content that are looked at here.
+var (
+	inParams = []string{
+		"_meta", "name", "uri", "arguments", "argument", "context", "ref", "cursor", "level", "notifications", "protocolVersion", "capabilities", "clientInfo", "requestId", "reason",
+		"progressToken", "progress", "total", "message", "inputResponses", "requestState", "task",
+	}
+	inResults = []string{
+		"_meta", "tools", "resources", "resourceTemplates", "prompts", "content", "contents", "messages", "structuredContent", "isError", "nextCursor", "resultType", "inputRequests",
+		"requestState", "cacheScope", "ttlMs", "protocolVersion", "task",
+	}
+	inContent = []string{"type", "text", "data", "blob", "resource", "uri", "mimeType", "role", "content"}
+)
+
 // op is one action on one object, both as capabilities and as policies name it.
 func (e *Engine) op(verb, kind, name, arguments string, write bool) proxy.Op {
 	t := e.hop.Name()
@@ -81,26 +95,42 @@ func (e *Engine) op(verb, kind, name, arguments string, write bool) proxy.Op {
 // command is what a message asks for, as it is decided and recorded. known has the method.
 func (e *Engine) command(m message, known method, text []byte, account string) (cmd proxy.Command, err error) {
 	cmd = proxy.Command{Kind: m.method, Text: string(text), Scrubbed: m.method, Account: account, Check: demands(m.method)}
+	if err = m.params.spelledAs(inParams); err != nil {
+		return cmd, fmt.Errorf("params: %w", err)
+	}
+	if _, there := m.params["task"]; there {
+		return cmd, errors.New("params: a call that goes on as a task, after its answer, can't be decided here")
+	}
+	answers, err := e.answers(m.params)
+	if err == nil {
+		err = e.object(m, known, &cmd)
+	}
+	cmd.Ops = append(cmd.Ops, answers...)
+	return cmd, err
+}
+
+// object adds what is done to what to a command.
+func (e *Engine) object(m message, known method, cmd *proxy.Command) (err error) {
 	if m.method == "completion/complete" {
 		if known.kind, known.field, m.params, err = reference(m.params); err != nil {
-			return cmd, err
+			return err
 		}
 	}
 	if known.kind == "" {
 		cmd.Ops = []proxy.Op{e.op(known.verb, "", "", "", known.write)}
 		if m.method == "subscriptions/listen" {
-			err = e.subscriptions(m.params, &cmd)
+			err = e.subscriptions(m.params, cmd)
 		}
-		return cmd, err
+		return err
 	}
 	name, err := m.params.text(known.field)
 	if err != nil {
-		return cmd, fmt.Errorf("params: %w", err)
+		return fmt.Errorf("params: %w", err)
 	}
 	arguments := ""
 	if _, there := m.params["arguments"]; there {
 		if arguments, err = policy.Arguments(m.params["arguments"]); err != nil {
-			return cmd, err
+			return err
 		}
 	}
 	cmd.Scrubbed = hop.Clip(hop.Printable(m.method+" "+name+argumentNames(arguments)), 2048)
@@ -110,7 +140,41 @@ func (e *Engine) command(m message, known method, text []byte, account string) (
 	op := e.op(known.verb, known.kind, name, arguments, known.write)
 	cmd.Ops = []proxy.Op{op}
 	a, _ := op.Action.(actor.MCPAction)
-	return cmd, a.CheckObject()
+	return a.CheckObject()
+}
+
+// answers are what a request of the stateless protocol, made again, answers of what the server asked before. Nothing says what that was but the kind
+// of the answer.
+func (e *Engine) answers(params object) ([]proxy.Op, error) {
+	given, err := params.object("inputResponses")
+	if err != nil {
+		return nil, fmt.Errorf("params: %w", err)
+	}
+	asked := map[string]bool{}
+	for _, raw := range given {
+		in, err := parseObject(raw)
+		if err == nil {
+			err = in.spelledAs([]string{"action", "role", "roots"})
+		}
+		if err != nil {
+			return nil, fmt.Errorf("params: inputResponses: %w", err)
+		}
+		known := false
+		for member, name := range map[string]string{"action": "elicitation/create", "role": "sampling/createMessage", "roots": "roots/list"} {
+			if _, there := in[member]; there {
+				asked[name], known = true, true
+			}
+		}
+		if !known {
+			return nil, errors.New("params: inputResponses: one is no answer to sampling, elicitation or roots")
+		}
+	}
+	var ops []proxy.Op
+	for _, name := range slices.Sorted(maps.Keys(asked)) {
+		known := fromServer[name]
+		ops = append(ops, e.op(known.verb, "", "", "", known.write))
+	}
+	return ops, nil
 }
 
 // argumentNames is for the record, which keeps no values.
@@ -139,9 +203,9 @@ func reference(params object) (kind, field string, ref object, err error) {
 	switch {
 	case err != nil:
 	case t == "ref/prompt":
-		return actor.MCPPrompt, "name", ref, nil
+		return actor.MCPPrompt, "name", object{"name": ref["name"]}, nil
 	case t == "ref/resource":
-		return actor.MCPResource, "uri", ref, nil
+		return actor.MCPResource, "uri", object{"uri": ref["uri"]}, nil
 	default:
 		err = errors.New("ref: the type is neither ref/prompt nor ref/resource")
 	}
