@@ -28,6 +28,9 @@ func (x *exchange) answered(ctx context.Context, a *http.Response) error {
 	if a.Header.Get("Content-Encoding") != "" || a.StatusCode < 200 || a.StatusCode >= 300 && a.StatusCode < 400 {
 		return fmt.Errorf("%w: status %d", errUnclear, a.StatusCode)
 	}
+	if a.StatusCode >= 400 && a.StatusCode < 500 {
+		x.settled = true // it wasn't taken
+	}
 	if a.Request.Method == http.MethodDelete && x.session != nil {
 		x.e.sessions.forget(x.session)
 	}
@@ -74,6 +77,7 @@ func (x *exchange) single(ctx context.Context, a *http.Response) error {
 	if m.kind != isResponse || m.key != x.m.key && (m.id != nil || a.StatusCode < 400) {
 		return fmt.Errorf("%w: it answers another request", errUnclear)
 	}
+	x.settled = true
 	out, err := x.final(ctx, m, raw)
 	if err != nil {
 		return err

@@ -3,6 +3,7 @@ package mcpd
 import (
 	"bytes"
 	"io"
+	"strconv"
 	"time"
 
 	"github.com/deputymesh/deputy/internal/mask"
@@ -60,3 +61,14 @@ func (s SessionsForTest) Find(id string) bool { return s.s.find(id, [32]byte{}) 
 
 // Over says whether one would be ended for not being used.
 func (s SessionsForTest) Over() bool { return len(s.s.over(false)) > 0 }
+
+// UnansweredForTest says how many of n requests that get no answer a session takes.
+func UnansweredForTest(n int) (taken int) {
+	s := newSessions(time.Now).begin("up", [32]byte{}, nil, "2025-11-25")
+	for i := range n {
+		if s.open("n"+strconv.Itoa(i)) == "" {
+			taken++
+		}
+	}
+	return taken
+}

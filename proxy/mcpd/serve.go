@@ -41,6 +41,9 @@ type exchange struct {
 	streaming bool  // an event stream has begun
 	denied    bool  // the answer was replaced by a refusal
 	whole     bool  // the answer went through to its end
+	open      bool  // the session knows the request's id
+	sent      bool  // the target may have the request
+	settled   bool  // and will say nothing of it any more
 }
 
 // ServeHTTP takes one request from its credential to its outcome.
@@ -52,6 +55,7 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := &exchange{e: e, w: w, core: core, account: account, owner: ownerOf(core, account.Name)}
 	defer x.leaveLarge()
 	defer x.leaveSession()
+	defer x.settle()
 	if f := checkRequest(r); f != nil {
 		x.refuse(r.Context(), r.Method, nil, f)
 		return
@@ -79,6 +83,9 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if f == nil && r.Method == http.MethodPost {
 		cmd, known, f = x.what(body)
 	}
+	if f == nil {
+		f = x.openRequest()
+	}
 	if f != nil {
 		x.refuse(r.Context(), cmd.Scrubbed, body, f)
 		return
@@ -104,6 +111,25 @@ func (x *exchange) findSession(r *http.Request) *fault {
 		return malformed("the session speaks version %s", x.session.speaks())
 	}
 	return nil
+}
+
+// openRequest notes the request's id, so that its answer is taken for no other's: many a server finds an answer's stream by the id alone.
+func (x *exchange) openRequest() *fault {
+	if x.session == nil || x.m.id == nil || x.m.kind != isRequest {
+		return nil
+	}
+	if why := x.session.open(x.m.key); why != "" {
+		return malformed("%s", why)
+	}
+	x.open = true
+	return nil
+}
+
+// settle gives the id back, unless an answer may still come.
+func (x *exchange) settle() {
+	if x.open && (x.settled || !x.sent) {
+		x.session.settle(x.m.key)
+	}
 }
 
 func (x *exchange) leaveSession() {
@@ -184,6 +210,7 @@ func (x *exchange) decide(r *http.Request, cmd proxy.Command, known method, body
 	header := e.upstreamHeader(r.Header, x.session, x.modern)
 	header.Set(hop.ChainHeader, chain)
 	pass.Forwarded(int64(len(body)))
+	x.sent = true
 	a, err := e.send(ctx, x.account, r.Method, header, body)
 	if err == nil {
 		defer a.Body.Close()

@@ -18,6 +18,7 @@ const (
 	sessionIdle      = time.Hour
 	maxUpstreamID    = 1024
 	maxOpenQuestions = 64 // of a server, in one session
+	maxOpenRequests  = 1024
 	maxChains        = 64 // sessions of the core that are waited for, in one session
 )
 
@@ -40,6 +41,7 @@ type mcpSession struct {
 	version   string // guarded by mu, as is what follows
 	used      time.Time
 	uses      int                    // under way
+	requests  map[[16]byte]struct{}  // the agent's that got no answer, by a digest of their ids
 	questions map[string]string      // the server's requests that the agent got, and their methods
 	rules     []policy.MaskRule      // that any call of it had masks by
 	byPath    int                    // calls under way that mask by path
@@ -77,7 +79,7 @@ func (s *sessions) begin(upstream string, owner [sha256.Size]byte, account *hop.
 	if own >= maxSessionsEach || len(s.byID) >= maxSessions {
 		return nil
 	}
-	n := &mcpSession{id: rand.Text(), upstream: upstream, owner: owner, account: account, version: version, used: s.now(), questions: map[string]string{}, chains: map[string]func() bool{}}
+	n := &mcpSession{id: rand.Text(), upstream: upstream, owner: owner, account: account, version: version, used: s.now(), requests: map[[16]byte]struct{}{}, questions: map[string]string{}, chains: map[string]func() bool{}}
 	s.byID[n.id] = n
 	return n
 }
@@ -166,6 +168,34 @@ func (n *mcpSession) callsMaskedByPath() int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.byPath
+}
+
+// open notes a request of the agent's, or says why it can't be made.
+func (n *mcpSession) open(key string) (why string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	id := requestKey(key)
+	if _, twice := n.requests[id]; twice {
+		return "a request with this id is under way in the session, or got no answer: each needs an id of its own"
+	}
+	if len(n.requests) >= maxOpenRequests {
+		return "too many requests of the session got no answer; begin another one with initialize"
+	}
+	n.requests[id] = struct{}{}
+	return ""
+}
+
+// settle forgets a request: nothing comes of it any more.
+func (n *mcpSession) settle(key string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.requests, requestKey(key))
+}
+
+// requestKey is the same for 1 and "1", which some servers take for one id.
+func requestKey(key string) [16]byte {
+	sum := sha256.Sum256([]byte(key[1:]))
+	return [16]byte(sum[:16])
 }
 
 // ask notes a question of the server's that the agent is about to get.

@@ -118,6 +118,7 @@ func (x *exchange) fromServer(ctx context.Context, m message, raw []byte) ([]byt
 	if x.m.id == nil || m.key != x.m.key {
 		return nil, false, nil // nobody asked on this stream
 	}
+	x.settled = true
 	if x.m.method == "initialize" && m.result != nil && x.session != nil {
 		result, err := parseObject(m.result)
 		if err != nil {
