@@ -73,10 +73,10 @@ func (x *exchange) beside() *masks {
 	return x.around
 }
 
-// mayQuote says whether what the server asks now could hold members that are masked.
+// mayQuote says whether what the server asks could hold members that are masked: now, or late.
 func (x *exchange) mayQuote() bool {
-	own := x.masksOf()
-	return own != nil && own.json.ByPath() || x.session != nil && x.session.callsMaskedByPath() > 0
+	own, around := x.masksOf(), x.beside()
+	return own != nil && own.json.ByPath() || around != nil && around.json.ByPath()
 }
 
 // maskedCounts are all that the exchange masked.

@@ -144,6 +144,9 @@ func TestResultsAreMaskedByDetector(t *testing.T) {
 		"a blob in it":   {callTool, "", `{"content":[{"type":"resource","resource":{"uri":"memo:///a","blob":"YWRh"}}]}`, `{"content":[` + none + `]}`, 1},
 		"a blob":         {readIt, "", `{"contents":[{"uri":"memo:///a","blob":"YWRh"}]}`, `{"contents":[{"text":` + withheld + `,"uri":"memo:///a"}]}`, 1},
 		"a prompt":       {getIt, "", `{"messages":[{"role":"user","content":` + text("ada@example.com") + `},{"role":"user","content":{"type":"audio","data":"YWRh"}}]}`, `{"messages":[{"content":` + text("a***@example.com") + `,"role":"user"},{"content":` + none + `,"role":"user"}]}`, 2},
+		"several parts":  {getIt, "", `{"messages":[{"role":"user","content":[` + text("ada@example.com") + `,{"type":"image","data":"YWRh"}]}]}`, `{"messages":[{"content":[` + text("a***@example.com") + `,` + none + `],"role":"user"}]}`, 2},
+		"no part":        {getIt, "", `{"messages":[{"role":"user","content":[{"type":"image","data":"YWRh"},"ada@example.com"]}]}`, `{"messages":[{"content":` + none + `,"role":"user"}]}`, 1},
+		"a blob by case": {callTool, "", `{"content":[{"type":"resource","resource":{"uri":"memo:///a","Blob":"YWRh"}}]}`, `{"content":[` + none + `]}`, 1},
 		"a list":         {`{"jsonrpc":"2.0","id":1,"method":"prompts/list"}`, "", `{"prompts":[{"name":"a","title":"for ada@example.com"}]}`, `{"prompts":[{"name":"a","title":"for a***@example.com"}]}`, 1},
 		"another asking": {callTool, ask, `{"content":[]}`, `{"content":[]}`, 0},
 	} {
@@ -164,6 +167,10 @@ func TestResultsAreMaskedByDetector(t *testing.T) {
 			}
 		}
 	}
+	server.result = `"result":{"content":[{"type":"image","Data":"YWRh"}]}`
+	if _, body := r.post(callTool); !strings.Contains(body, "can't be read") {
+		t.Errorf("%s", body)
+	}
 	server.result = `"error":{"code":-32602,"message":"no ada@example.com","data":{"x":"ada@example.com"}}`
 	if _, body := r.post(callTool); !strings.Contains(body, `no a***@example.com`) || strings.Contains(body, "ada@") {
 		t.Errorf("%s", body)
@@ -178,6 +185,7 @@ func TestMasksLeaveNoWayAround(t *testing.T) {
 		"an error":          {"", `"error":{"code":-32000,"message":"no ada@example.com","data":{"x":"ada"}}`, `"code":-32000`},
 		"a log":             {`{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"ada"}}`, `"result":{"content":[]}`, `"content":[]`},
 		"progress":          {`{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":1,"progress":0.5,"message":"ada"}}`, `"result":{"content":[]}`, `"params":{"progress":0.5,"progressToken":1}`},
+		"progress of texts": {`{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":"ada@example.com","progress":"ada","total":"ada"}}`, `"result":{"content":[]}`, `"params":{}`},
 		"a changed list":    {`{"jsonrpc":"2.0","method":"notifications/tools/list_changed","params":{"_meta":{"x":"ada"}}}`, `"result":{"content":[]}`, `"notifications/tools/list_changed"`},
 		"a resource":        {`{"jsonrpc":"2.0","method":"notifications/resources/updated","params":{"uri":"memo:///ada"}}`, `"result":{"content":[]}`, `"content":[]`},
 		"sampling":          {`{"jsonrpc":"2.0","id":"q","method":"sampling/createMessage","params":{"x":"ada"}}`, `"result":{"content":[]}`, `"content":[]`},
@@ -189,6 +197,10 @@ func TestMasksLeaveNoWayAround(t *testing.T) {
 		if _, body := r.post(callTool); strings.Contains(body, "ada") || !strings.Contains(body, c.want) {
 			t.Errorf("%s: %s", name, body)
 		}
+	}
+	server.before = `{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":"p","progress":1,"message":"ada"}}`
+	if _, body := r.post(strings.Replace(callTool, `"name"`, `"_meta":{"progressToken":"p"},"name"`, 1)); !strings.Contains(body, `"params":{"progress":1,"progressToken":"p"}`) {
+		t.Errorf("progress by a text: %s", body)
 	}
 	if why := r.Await(t, "refused", "asked by the server: sampling/createMessage").Why; !strings.Contains(why, "meanwhile has none") {
 		t.Error(why)
@@ -244,14 +256,15 @@ func TestOtherStreamsOfASessionAreMaskedToo(t *testing.T) {
 		<-called
 		r.Set(func() { r.Ob = policy.Obligations{} })
 		say <- log // late
+		say <- strings.Replace(ask, "q1", "q2", 1)
 		say <- changed
 		close(say)
 		text := <-got
 		if strings.Contains(text, "ada@") || !strings.Contains(text, want) || !strings.Contains(text, "list_changed") {
 			t.Errorf("%s: %s", rules, text)
 		}
-		if strings.Contains(text, "elicitation") {
-			t.Errorf("%s: %s", rules, text)
+		if asked := strings.Contains(text, "elicitation"); asked != (want != "") {
+			t.Errorf("%s: asked: %t: %s", rules, asked, text)
 		}
 		if out := r.Await(t, "completed", "GET").Out; len(out.Masked) != 1 || out.Masked[0].Values < 2 {
 			t.Errorf("%s: %+v", rules, out)

@@ -1,6 +1,7 @@
 package mcpd
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"mime"
@@ -100,12 +101,7 @@ func (m *masks) searched(r message) (message, error) {
 	if err != nil {
 		return r, err
 	}
-	for name, f := range map[string]func(object) object{"content": m.opaque, "contents": m.opaque, "messages": func(o object) object {
-		if in, err := o.object("content"); err == nil && in != nil {
-			o["content"], _ = encode(m.opaque(in)) // its parts are JSON
-		}
-		return o
-	}} {
+	for name, f := range map[string]func(object) object{"content": m.opaque, "contents": m.opaque, "messages": m.opaqueIn} {
 		if list, there := result[name]; there {
 			if result[name], err = m.each(list, f); err != nil {
 				return r, fmt.Errorf("%w: %s: %w", errUnclear, name, err)
@@ -118,11 +114,34 @@ func (m *masks) searched(r message) (message, error) {
 	return r, err
 }
 
+// opaqueIn is a message with its content, which may be a block or a list of them.
+func (m *masks) opaqueIn(o object) object {
+	raw, there := o["content"]
+	if !there {
+		return o
+	}
+	one := raw[0] != '['
+	if one {
+		raw = slices.Concat([]byte("["), raw, []byte("]"))
+	}
+	out, err := m.each(raw, m.opaque)
+	if err != nil {
+		m.withheld++
+		return object{"role": quote("user"), "content": json.RawMessage(`{"text":` + string(m.instead()) + `,"type":"text"}`)}
+	}
+	if one {
+		out = out[1 : len(out)-1]
+	}
+	o["content"] = out
+	return o
+}
+
 // opaque is a block of content or a resource, unless it is of bytes.
 func (m *masks) opaque(o object) object {
 	in, _ := o.object("resource")
 	_, blob := o["blob"]
 	_, inner := in["blob"]
+	inner = inner || in.spelledAs(inContent) != nil
 	_, data := o["data"]
 	if !blob && !inner && !data {
 		return o
@@ -143,6 +162,9 @@ func (m *masks) each(raw json.RawMessage, f func(object) object) (json.RawMessag
 	out := make([]object, 0, len(entries))
 	for _, entry := range entries {
 		o, err := parseObject(entry)
+		if err == nil {
+			err = o.spelledAs(inContent)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -249,7 +271,8 @@ func (m *masks) instead() json.RawMessage {
 }
 
 // notice is a notification of the server's while a masked result is under way, or nil: what it says could be what is to be hidden.
-func (m *masks) notice(n message, raw []byte) []byte {
+// token is what the agent knows its own request's progress by.
+func (m *masks) notice(n message, raw, token []byte) []byte {
 	if !m.json.ByPath() {
 		return m.asked(raw)
 	}
@@ -257,7 +280,8 @@ func (m *masks) notice(n message, raw []byte) []byte {
 	case "notifications/progress":
 		kept := object{}
 		for _, name := range []string{"progressToken", "progress", "total"} {
-			if v, there := n.params[name]; there && v[0] != '{' && v[0] != '[' {
+			v, there := n.params[name]
+			if _, err := strconv.ParseFloat(string(v), 64); there && (err == nil || name == "progressToken" && bytes.Equal(v, token)) {
 				kept[name] = v
 			}
 		}

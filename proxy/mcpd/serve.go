@@ -201,7 +201,7 @@ func (x *exchange) decide(r *http.Request, cmd proxy.Command, known method, body
 		return
 	}
 	if rules := pass.Obligations().Masks; x.session != nil && len(rules) > 0 {
-		defer x.session.mask(rules)()
+		x.session.mask(rules)
 	}
 	// 2. The effect, and its outcome: "cut" unless the answer went through to its end.
 	status := "cut"

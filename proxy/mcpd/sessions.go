@@ -4,7 +4,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -44,7 +43,6 @@ type mcpSession struct {
 	requests  map[[16]byte]struct{}  // the agent's that got no answer, by a digest of their ids
 	questions map[string]string      // the server's requests that the agent got, and their methods
 	rules     []policy.MaskRule      // that any call of it had masks by
-	byPath    int                    // calls under way that mask by path
 	chains    map[string]func() bool // sessions of the core that used it, and how to stop waiting for their ends
 }
 
@@ -140,21 +138,11 @@ func (s *sessions) over(all bool) []*mcpSession {
 	return out
 }
 
-// mask notes that a call's answer is masked, and returns what notes its end.
-func (n *mcpSession) mask(rules []policy.MaskRule) (done func()) {
-	path := 0
-	if slices.ContainsFunc(rules, func(r policy.MaskRule) bool { return r.Path != "" }) {
-		path = 1
-	}
+// mask notes that a call's answer is masked.
+func (n *mcpSession) mask(rules []policy.MaskRule) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.rules = policy.Obligations{Masks: n.rules}.And(policy.Obligations{Masks: rules}).Masks
-	n.byPath += path
-	return func() {
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		n.byPath -= path
-	}
 }
 
 // masked are the rules that any call had masks by.
@@ -162,12 +150,6 @@ func (n *mcpSession) masked() []policy.MaskRule {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.rules
-}
-
-func (n *mcpSession) callsMaskedByPath() int {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.byPath
 }
 
 // open notes a request of the agent's, or says why it can't be made.

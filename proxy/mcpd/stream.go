@@ -94,7 +94,7 @@ func (x *exchange) fromServer(ctx context.Context, m message, raw []byte) ([]byt
 			return nil, false, nil
 		}
 		if masks := x.beside(); masks != nil {
-			return masks.notice(m, raw), false, nil
+			return masks.notice(m, raw, x.progressToken()), false, nil
 		}
 		return raw, false, nil
 	case isRequest:
@@ -132,6 +132,15 @@ func (x *exchange) fromServer(ctx context.Context, m message, raw []byte) ([]byt
 	}
 	out, err := x.final(ctx, m, raw)
 	return out, true, err
+}
+
+// progressToken is that of the request; nil without.
+func (x *exchange) progressToken() []byte {
+	meta, err := x.m.params.object("_meta")
+	if err != nil {
+		return nil
+	}
+	return meta["progressToken"]
 }
 
 // mayHear says whether the agent may hear of a resource.
