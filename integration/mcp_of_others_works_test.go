@@ -56,6 +56,7 @@ func TestMCPOfOthersWorks(t *testing.T) {
 		"filesystem on stdio": {filesystemServer(address), []operation{
 			{"list tools", "--method tools/list", `"name": "read_text_file"`, "write_file", false},
 			{"call", "--method tools/call --tool-name read_text_file --tool-arg path=@FILES@/public/a.txt", "what is public", "", false},
+			{"masked call", "--method tools/call --tool-name read_text_file --tool-arg path=@FILES@/people/ada.json", `a***@example.com`, "ada@example.com", false},
 			{"refused call", "--method tools/call --tool-name read_text_file --tool-arg path=@FILES@/secret/b.txt", "no policy permits", "what is secret", true},
 		}},
 	} {
@@ -129,12 +130,12 @@ func everythingServer(address string) func(*testing.T, *testmesh.Mesh, string, s
 func filesystemServer(address string) func(*testing.T, *testmesh.Mesh, string, string) {
 	return func(t *testing.T, m *testmesh.Mesh, node, packages string) {
 		token, files := filepath.Join(t.TempDir(), "token"), filepath.Join(m.Root, "shared")
-		for _, dir := range []string{"public", "secret"} {
+		for _, dir := range []string{"public", "secret", "people"} {
 			if err := os.MkdirAll(filepath.Join(files, dir), 0o755); err != nil {
 				t.Fatal(err)
 			}
 		}
-		for path, text := range map[string]string{token: toolToken + "\n", filepath.Join(files, "public", "a.txt"): "what is public", filepath.Join(files, "secret", "b.txt"): "what is secret"} {
+		for path, text := range map[string]string{token: toolToken + "\n", filepath.Join(files, "public", "a.txt"): "what is public", filepath.Join(files, "secret", "b.txt"): "what is secret", filepath.Join(files, "people", "ada.json"): `{"name":"Ada","email":"ada@example.com"}`} {
 			if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 				t.Fatal(err)
 			}
