@@ -136,7 +136,7 @@ var lists = map[string]struct{ member, use, field string }{
 func (x *exchange) rewrite(ctx context.Context, m message, raw []byte) ([]byte, error) {
 	if m.result == nil {
 		if f, err := strconv.ParseFloat(string(m.fault["code"]), 64); err != nil || f == codeAskUser {
-			if no := x.question(ctx, "elicitation/create", raw); no != nil {
+			if no := x.question(ctx, "elicitation/create", raw, true); no != nil {
 				x.denied = true
 				return refusalMessage(x.m.id, codeRefused, no), nil
 			}
@@ -283,6 +283,9 @@ func (x *exchange) questions(ctx context.Context, raw json.RawMessage) (*proxy.R
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errUnclear, err)
 	}
+	if len(asked) > maxOpenQuestions {
+		return nil, fmt.Errorf("%w: it asks for more than %d things at once", errUnclear, maxOpenQuestions)
+	}
 	for _, entry := range asked {
 		o, err := parseObject(entry)
 		if err != nil {
@@ -292,15 +295,15 @@ func (x *exchange) questions(ctx context.Context, raw json.RawMessage) (*proxy.R
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", errUnclear, err)
 		}
-		if no := x.question(ctx, name, entry); no != nil {
+		if no := x.question(ctx, name, entry, true); no != nil {
 			return no, nil
 		}
 	}
 	return nil, nil
 }
 
-// question decides one thing that the server asks of the agent; nil allows it.
-func (x *exchange) question(ctx context.Context, name string, text []byte) *proxy.Refusal {
+// question decides one thing that the server asks of the agent; nil allows it. Without a place for it nobody could answer.
+func (x *exchange) question(ctx context.Context, name string, text []byte, place bool) *proxy.Refusal {
 	cmd := proxy.Command{Kind: name, Text: string(text), Scrubbed: "asked by the server: " + hop.Clip(hop.Printable(name), 64), Account: x.account.Name, Check: nothing}
 	known, ok := fromServer[name]
 	if ok && known.write && x.mayQuote() {
@@ -308,6 +311,9 @@ func (x *exchange) question(ctx context.Context, name string, text []byte) *prox
 	}
 	if !ok {
 		return x.core.Refuse(ctx, cmd, proxy.Objection{Class: hop.ClassUnsupported, Reason: "servers may not ask for that here"})
+	}
+	if !place {
+		return x.core.Refuse(ctx, cmd, proxy.Objection{Class: proxy.ClassQuota, Reason: "too many requests of the server are open, one has this id, or they belong to no session"})
 	}
 	cmd.Ops = []proxy.Op{x.e.op(known.verb, "", "", "", known.write)}
 	pass, err := x.core.Authorize(ctx, cmd)

@@ -425,6 +425,37 @@ func TestHostileAnswersAreHeld(t *testing.T) {
 	}
 }
 
+// What a server asks is recorded, so it may not ask without end; what nobody could answer is recorded as refused.
+func TestServersDoNotAskWithoutEnd(t *testing.T) {
+	many := strings.Repeat(`data: {"jsonrpc":"2.0","id":5,"method":"roots/list"}`+"\n\n", 200)
+	var questions []string
+	for i := range 200 {
+		questions = append(questions, fmt.Sprintf(`"%d":{"method":"roots/list"}`, i))
+	}
+	for name, c := range map[string]struct {
+		kind, body string
+		refused    int
+	}{
+		"on a stream":  {"text/event-stream", many, 65},
+		"in an answer": {"application/json", `{"jsonrpc":"2.0","id":1,"result":{"resultType":"input_required","inputRequests":{` + strings.Join(questions, ",") + `}}}`, 0},
+	} {
+		r := newRig(t, http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+			_, _ = io.Copy(io.Discard, q.Body)
+			w.Header().Set("Content-Type", c.kind)
+			_, _ = io.WriteString(w, c.body)
+		}))
+		if _, text := r.post(callTool); !strings.Contains(text, "can't be read") {
+			t.Errorf("%s: %s", name, text)
+		}
+		if got := len(r.All("refused")); got != c.refused {
+			t.Errorf("%s: %d are refused", name, got)
+		}
+		if got := r.All("decided"); len(got) != 1 {
+			t.Errorf("%s: decided %+v", name, got)
+		}
+	}
+}
+
 // A session that is revoked ends its calls and streams.
 func TestARevokedCallEnds(t *testing.T) {
 	begun, gone := make(chan struct{}), make(chan struct{})

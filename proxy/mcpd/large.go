@@ -35,6 +35,14 @@ func (x *exchange) takeLarge() bool {
 	return x.large
 }
 
+// leaveEvent gives back the place of an event that has gone through, unless what the agent sent has it: a stream may stay open for hours.
+func (x *exchange) leaveEvent() {
+	if x.large && !x.asked {
+		<-x.e.large
+		x.large = false
+	}
+}
+
 func (x *exchange) leaveLarge() {
 	if x.large {
 		<-x.e.large

@@ -86,6 +86,7 @@ func (x *exchange) readMessage(r *http.Request) ([]byte, message, *fault) {
 		return nil, message{}, malformed("the message can't be read")
 	}
 	body, err := x.readAll(r.Body, maxRequest)
+	x.asked = x.large
 	if errors.Is(err, errLarge) {
 		return nil, message{}, &fault{status: http.StatusServiceUnavailable, code: codeInternal, class: proxy.ClassQuota, reason: "too many large messages are under way; try again in a moment"}
 	}

@@ -29,6 +29,7 @@ type exchange struct {
 	m       message     // what the agent sent; empty for GET and DELETE
 	pass    hop.Pass
 	large   bool   // it has a place for large messages
+	asked   bool   // for what the agent sent
 	masks   *masks // of the answer; masksOf makes them
 
 	// What beside makes, by which rules, and what was masked before these.
@@ -44,6 +45,7 @@ type exchange struct {
 	open      bool  // the session knows the request's id
 	sent      bool  // the target may have the request
 	settled   bool  // and will say nothing of it any more
+	refusals  int   // of what the target asked
 }
 
 // ServeHTTP takes one request from its credential to its outcome.

@@ -18,6 +18,7 @@ const (
 	maxUpstreamID    = 1024
 	maxOpenQuestions = 64 // of a server, in one session
 	maxOpenRequests  = 1024
+	maxRefusals      = 64 // of what a server asks, on one stream: each is recorded
 	maxChains        = 64 // sessions of the core that are waited for, in one session
 )
 

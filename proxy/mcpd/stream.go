@@ -72,6 +72,7 @@ func (x *exchange) stream(ctx context.Context, a *http.Response) error {
 				return err
 			}
 			if out == nil {
+				x.leaveEvent()
 				continue
 			}
 		}
@@ -79,6 +80,7 @@ func (x *exchange) stream(ctx context.Context, a *http.Response) error {
 		if err := flush(); err != nil {
 			return err // the agent is gone
 		}
+		x.leaveEvent()
 		if last {
 			x.whole = true
 			return nil
@@ -98,11 +100,15 @@ func (x *exchange) fromServer(ctx context.Context, m message, raw []byte) ([]byt
 		}
 		return raw, false, nil
 	case isRequest:
-		no := x.question(ctx, m.method, raw)
-		if no == nil && (x.session == nil || !x.session.ask(m.key, m.method)) {
-			no = &proxy.Refusal{Class: proxy.ClassQuota, Reason: "too many requests are open, or they belong to no session"}
-		}
+		place := x.session != nil && x.session.ask(m.key, m.method)
+		no := x.question(ctx, m.method, raw, place)
 		if no != nil {
+			if place {
+				x.session.answer(m.key)
+			}
+			if x.refusals++; x.refusals > maxRefusals {
+				return nil, false, fmt.Errorf("%w: it asks again and again for what it may not", errUnclear)
+			}
 			if !x.modern {
 				x.tellServer(ctx, m, no)
 			}
