@@ -143,8 +143,8 @@ func (e *Engine) commandOf(q graphql.Request, endpoint string, out *request) {
 	}
 	out.cmd.Check = func(o policy.Obligations) error {
 		for _, m := range o.Masks {
-			if m.Path != "" && (q.Aliased || q.Hash != "") {
-				return &proxy.Objection{Class: hop.ClassUnsupported, Reason: "the policy masks members of the answer by name, and the operation may give fields another name; leave the aliases out"}
+			if m.Path != "" && (q.Reshaped || q.Hash != "") {
+				return &proxy.Objection{Class: hop.ClassUnsupported, Reason: "the policy masks members of the answer by name, and the operation may give fields another name or place; leave out aliases, and directives other than @skip and @include"}
 			}
 		}
 		return answersOnly(o)

@@ -112,28 +112,30 @@ func TestGraphQLThatCanBeReadInTwoWaysIsRefused(t *testing.T) {
 		headers            []string
 		status             int
 	}{
-		"a batch":                 {"POST", "/graphql", `[{"query":"{a}"}]`, json, 400},
-		"members twice":           {"POST", "/graphql", `{"query":"{a}","query":"{b}"}`, json, 400},
-		"a form":                  {"POST", "/graphql", `query=%7Ba%7D`, []string{"Content-Type", "application/x-www-form-urlencoded"}, 400},
-		"several parts":           {"POST", "/graphql", `x`, []string{"Content-Type", "multipart/form-data; boundary=x"}, 400},
-		"its own type":            {"POST", "/graphql", `{a}`, []string{"Content-Type", "application/graphql"}, 400},
-		"gRPC":                    {"POST", "/graphql", `{a}`, []string{"Content-Type", "application/grpc"}, 400},
-		"no type":                 {"POST", "/graphql", `{"query":"{a}"}`, nil, 400},
-		"UTF-16":                  {"POST", "/graphql", `{"query":"{a}"}`, []string{"Content-Type", "application/json; charset=utf-16"}, 400},
-		"zipped":                  {"POST", "/graphql", `{"query":"{a}"}`, append([]string{"Content-Encoding", "gzip"}, json...), 400},
-		"also in the URL":         {"POST", "/graphql?query=%7Bb%7D", `{"query":"{a}"}`, json, 400},
-		"variables in the URL":    {"POST", "/graphql?Variables=1", `{"query":"{a}"}`, json, 400},
-		"an id in the URL":        {"POST", "/graphql?documentId=1", `{"query":"{a}"}`, json, 400},
-		"a mutation by GET":       {"GET", "/graphql?query=mutation%7Bb%7D", "", nil, 400},
-		"a mutation by HEAD":      {"HEAD", "/graphql?query=mutation%7Bb%7D", "", nil, 400},
-		"an operation by OPTIONS": {"OPTIONS", "/graphql?query=%7Bb%7D", "", nil, 400},
-		"a body of GET":           {"GET", "/graphql", `{"query":"{a}"}`, json, 400},
-		"below":                   {"POST", "/graphql/x", `{"query":"{a}"}`, json, 400},
-		"a slash more":            {"POST", "/graphql/", `{"query":"{a}"}`, json, 400},
-		"another case":            {"POST", "/GraphQL", `{"query":"{a}"}`, json, 400},
-		"another method":          {"PUT", "/graphql", `{"query":"{a}"}`, json, 403},
-		"a WebSocket":             {"GET", "/graphql", "", []string{"Upgrade", "websocket", "Connection", "Upgrade"}, 403},
-		"too large":               {"POST", "/graphql", `{"variables":{"x":"` + strings.Repeat("x", 1<<20) + `"},"query":"{a}"}`, json, 400},
+		"a batch":                       {"POST", "/graphql", `[{"query":"{a}"}]`, json, 400},
+		"members twice":                 {"POST", "/graphql", `{"query":"{a}","query":"{b}"}`, json, 400},
+		"a form":                        {"POST", "/graphql", `query=%7Ba%7D`, []string{"Content-Type", "application/x-www-form-urlencoded"}, 400},
+		"several parts":                 {"POST", "/graphql", `x`, []string{"Content-Type", "multipart/form-data; boundary=x"}, 400},
+		"its own type":                  {"POST", "/graphql", `{a}`, []string{"Content-Type", "application/graphql"}, 400},
+		"gRPC":                          {"POST", "/graphql", `{a}`, []string{"Content-Type", "application/grpc"}, 400},
+		"no type":                       {"POST", "/graphql", `{"query":"{a}"}`, nil, 400},
+		"UTF-16":                        {"POST", "/graphql", `{"query":"{a}"}`, []string{"Content-Type", "application/json; charset=utf-16"}, 400},
+		"zipped":                        {"POST", "/graphql", `{"query":"{a}"}`, append([]string{"Content-Encoding", "gzip"}, json...), 400},
+		"also in the URL":               {"POST", "/graphql?query=%7Bb%7D", `{"query":"{a}"}`, json, 400},
+		"variables in the URL":          {"POST", "/graphql?Variables=1", `{"query":"{a}"}`, json, 400},
+		"an operation of GET by its id": {"GET", "/graphql?operationId=app%2F7", "", nil, 400},
+		"another spelling of an id":     {"GET", "/graphql?document_id=7", "", nil, 400},
+		"an id in the URL":              {"POST", "/graphql?documentId=1", `{"query":"{a}"}`, json, 400},
+		"a mutation by GET":             {"GET", "/graphql?query=mutation%7Bb%7D", "", nil, 400},
+		"a mutation by HEAD":            {"HEAD", "/graphql?query=mutation%7Bb%7D", "", nil, 400},
+		"an operation by OPTIONS":       {"OPTIONS", "/graphql?query=%7Bb%7D", "", nil, 400},
+		"a body of GET":                 {"GET", "/graphql", `{"query":"{a}"}`, json, 400},
+		"below":                         {"POST", "/graphql/x", `{"query":"{a}"}`, json, 400},
+		"a slash more":                  {"POST", "/graphql/", `{"query":"{a}"}`, json, 400},
+		"another case":                  {"POST", "/GraphQL", `{"query":"{a}"}`, json, 400},
+		"another method":                {"PUT", "/graphql", `{"query":"{a}"}`, json, 403},
+		"a WebSocket":                   {"GET", "/graphql", "", []string{"Upgrade", "websocket", "Connection", "Upgrade"}, 403},
+		"too large":                     {"POST", "/graphql", `{"variables":{"x":"` + strings.Repeat("x", 1<<20) + `"},"query":"{a}"}`, json, 400},
 	} {
 		var body io.Reader
 		if c.body != "" {
@@ -174,8 +176,8 @@ func TestRefusedOperationsAreAnsweredInGraphQL(t *testing.T) {
 	}
 }
 
-// A mask by name can't be led around by an alias.
-func TestMaskedOperationsHaveNoAliases(t *testing.T) {
+// A mask by name can't be led around by an alias, or by a part that is sent later and begins somewhere below.
+func TestMaskedOperationsMoveNothing(t *testing.T) {
 	service := &operations{answer: `{"data":{"me":{"email":"ada@example.com"}}}`}
 	r := newRig(t, service, graphQL)
 	r.Set(func() { r.Ob = masks(t, "$.data..email=email") })
@@ -185,7 +187,7 @@ func TestMaskedOperationsHaveNoAliases(t *testing.T) {
 	if a, text := post(`{"query":"{me{email}}"}`); a.StatusCode != 200 || text != `{"data":{"me":{"email":"a***@example.com"}}}` {
 		t.Errorf("%d %s", a.StatusCode, text)
 	}
-	for _, body := range []string{`{"query":"{me{name:email}}"}`, `{"query":"{me{...F}} fragment F on U{name:email}"}`, `{"extensions":{"persistedQuery":{"sha256Hash":"` + hexHash("x") + `"}}}`} {
+	for _, body := range []string{`{"query":"{me{name:email}}"}`, `{"query":"{me{...F}} fragment F on U{name:email}"}`, `{"query":"{me{...@defer{email}}}"}`, `{"extensions":{"persistedQuery":{"sha256Hash":"` + hexHash("x") + `"}}}`} {
 		if a, text := post(body); a.StatusCode != 403 || !strings.Contains(text, "aliases") {
 			t.Errorf("%s: %d %s", body, a.StatusCode, text)
 		}

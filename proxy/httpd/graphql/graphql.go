@@ -47,8 +47,9 @@ type Request struct {
 	Operations []Operation
 	// Hash is the SHA-256 of a document that the server is to know already, in hex.
 	Hash string
-	// Aliased says that some field is given another name in the answer.
-	Aliased bool
+	// Reshaped says that some value may stand elsewhere in the answer than where the names of fields lead: by an alias, or by a directive other than
+	// @skip and @include. @defer and @stream, for instance, send parts whose members begin somewhere below.
+	Reshaped bool
 
 	variables, extensions json.RawMessage
 }
@@ -119,12 +120,13 @@ func FromQuery(raw string) (r Request, others string, err error) {
 	return r, strings.Join(rest, "&"), err
 }
 
-// otherMembers are names by which some servers take a document, or its place among those they know.
-var otherMembers = []string{"id", "docId", "doc_id", "documentId", "queryId", "hash", "persistedQuery", "operations", "map"}
+// otherMembers are names by which some servers take a document, or its place among those they know, without what servers put between words.
+var otherMembers = []string{"id", "doc", "docId", "document", "documentId", "documentHash", "queryId", "queryHash", "operationId", "hash", "sha256Hash", "persistedQuery", "operations", "map"}
 
-// IsMember says whether some server could take a key of a URL for a member of a request.
+// IsMember says whether some server could take a key of a URL, or an extension, for a member of a request.
 func IsMember(key string) bool {
 	name, _, _ := strings.Cut(key, "[")
+	name = strings.NewReplacer("_", "", "-", "", ".", "").Replace(name)
 	is := func(m string) bool { return strings.EqualFold(m, name) }
 	return slices.ContainsFunc(members, is) || slices.ContainsFunc(otherMembers, is)
 }
@@ -144,7 +146,7 @@ func read(text, name string, variables, extensions json.RawMessage) (Request, er
 	if r.Hash != "" {
 		return r, nil
 	}
-	if r.Text, err = canonical(text); err != nil {
+	if r.Text, r.Reshaped, err = canonical(text); err != nil {
 		return Request{}, err
 	}
 	if err := r.parse(); err != nil {
@@ -179,9 +181,12 @@ func (r *Request) takePersisted(text string) error {
 	}
 	var raw json.RawMessage
 	for name := range all {
-		if strings.EqualFold(name, "persistedQuery") {
+		switch {
+		case strings.EqualFold(name, "persistedQuery"):
 			raw = all[name]
 			delete(all, name)
+		case IsMember(name):
+			return fmt.Errorf("extensions.%.64s: some servers take it for the name of another document", name)
 		}
 	}
 	if raw == nil {
@@ -214,39 +219,42 @@ func (r *Request) takePersisted(text string) error {
 	return nil
 }
 
-// canonical writes a document anew from its tokens.
-func canonical(text string) (string, error) {
+// canonical writes a document anew from its tokens, and says whether there are directives that may move values.
+func canonical(text string) (out string, moving bool, err error) {
 	if len(text) > maxText {
-		return "", fmt.Errorf("the document has %d bytes; at most %d can be decided", len(text), maxText)
+		return "", false, fmt.Errorf("the document has %d bytes; at most %d can be decided", len(text), maxText)
 	}
 	l := lexer.New(&ast.Source{Input: text})
-	var out bytes.Buffer
-	enc := json.NewEncoder(&out)
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
+	before := lexer.Type(lexer.EOF)
 	for n := 0; ; n++ {
 		t, err := l.ReadToken()
 		switch {
 		case err != nil:
-			return "", err
+			return "", false, err
 		case n > maxTokens:
-			return "", fmt.Errorf("the document has more than %d tokens", maxTokens)
+			return "", false, fmt.Errorf("the document has more than %d tokens", maxTokens)
 		case t.Kind == lexer.EOF:
-			return strings.TrimSuffix(out.String(), " "), nil
+			return strings.TrimSuffix(b.String(), " "), moving, nil
 		case t.Kind == lexer.Comment:
 			continue
 		case t.Kind == lexer.String || t.Kind == lexer.BlockString:
 			if err := enc.Encode(t.Value); err != nil {
-				return "", err
+				return "", false, err
 			}
-			out.Truncate(out.Len() - 1) // a line feed
+			b.Truncate(b.Len() - 1) // a line feed
 		case t.Kind == lexer.Name || t.Kind == lexer.Int || t.Kind == lexer.Float:
-			out.WriteString(t.Value)
+			b.WriteString(t.Value)
+			moving = moving || before == lexer.At && t.Value != "skip" && t.Value != "include"
 		case punctuators[t.Kind] != "":
-			out.WriteString(punctuators[t.Kind])
+			b.WriteString(punctuators[t.Kind])
 		default:
-			return "", fmt.Errorf("a token of the kind %s", t.Kind)
+			return "", false, fmt.Errorf("a token of the kind %s", t.Kind)
 		}
-		out.WriteByte(' ')
+		b.WriteByte(' ')
+		before = t.Kind
 	}
 }
 
@@ -267,7 +275,7 @@ func (r *Request) parse() error {
 			return fmt.Errorf("the fragment %s stands there twice", f.Name)
 		}
 		fragments[f.Name] = f
-		r.Aliased = r.Aliased || aliased(f.SelectionSet)
+		r.Reshaped = r.Reshaped || aliased(f.SelectionSet)
 	}
 	names := map[string]bool{}
 	fields := 0
@@ -289,7 +297,7 @@ func (r *Request) parse() error {
 			return fmt.Errorf("1 to %d fields of root types can be decided", maxFields)
 		}
 		r.Operations = append(r.Operations, op)
-		r.Aliased = r.Aliased || aliased(o.SelectionSet)
+		r.Reshaped = r.Reshaped || aliased(o.SelectionSet)
 	}
 	switch {
 	case len(doc.Operations) == 0:

@@ -55,7 +55,7 @@ func TestWhatOperationsAskFor(t *testing.T) {
 func TestEveryOperationOfADocumentCounts(t *testing.T) {
 	const doc = `query A{a} mutation B{b} query C{c:a ...F} fragment F on Query{d}`
 	r, err := graphql.FromBody(body(doc, `,"operationName":"A","variables":{"x":[1, {"y":null}]},"extensions":null`))
-	if err != nil || r.Summary() != "query A { a }, mutation B { b }, query C { a d }" || !r.Aliased || r.Name != "A" {
+	if err != nil || r.Summary() != "query A { a }, mutation B { b }, query C { a d }" || !r.Reshaped || r.Name != "A" {
 		t.Fatalf("%+v %v", r, err)
 	}
 	var sent map[string]any
@@ -64,16 +64,18 @@ func TestEveryOperationOfADocumentCounts(t *testing.T) {
 	}
 }
 
-func TestAliasesAreSeenEverywhere(t *testing.T) {
+func TestWhatMovesValuesIsSeenEverywhere(t *testing.T) {
 	for doc, want := range map[string]bool{
 		"{a{b{c}}}": false, "{a{b{x:c}}}": true, "{a{...{x:c}}}": true, "{a{...F}} fragment F on T{b{x:c}}": true, "{x:x}": false, "query A{a} query B{a{x:b}}": true,
+		"{a @skip(if:true) {b @include(if:false)}}": false, `{a(x:"@ defer")}`: false, "{...@defer{a}}": true, "{a @ #c\n stream(initialCount:0)}": true, "query @x {a}": true, "{...F} fragment F on Q @x {a}": true,
+		"query ($v:Int @x) {a}": true, "{...F @defer} fragment F on Q {a}": true, "{skip @Skip(if:true)}": true, "{a{b @rename(to:\"c\")}}": true,
 	} {
 		more := ""
 		if strings.HasPrefix(doc, "query A") {
 			more = `,"operationName":"A"`
 		}
-		if r, err := graphql.FromBody(body(doc, more)); err != nil || r.Aliased != want {
-			t.Errorf("%s: %t %v", doc, r.Aliased, err)
+		if r, err := graphql.FromBody(body(doc, more)); err != nil || r.Reshaped != want {
+			t.Errorf("%s: %t %v", doc, r.Reshaped, err)
 		}
 	}
 }
@@ -110,7 +112,8 @@ func TestWhatCanBeReadInTwoWaysIsRefused(t *testing.T) {
 	for name, in := range map[string]string{
 		"nothing": ``, "no object": `"{a}"`, "a batch": ` [{"query":"{a}"}]`, "no query": `{}`, "an empty query": `{"query":""}`, "null": `{"query":null}`,
 		"twice": `{"query":"{a}","query":"mutation{b}"}`, "in another case": `{"query":"{a}","Query":"mutation{b}"}`, "unknown member": `{"query":"{a}","documentId":"x"}`,
-		"an id": `{"query":"{a}","id":"x"}`, "a number": `{"query":1}`, "a name that is none": `{"query":"{a}","operationName":7}`, "variables in text": `{"query":"{a}","variables":"{}"}`,
+		"an id": `{"query":"{a}","id":"x"}`, "a number": `{"query":1}`, "a name that is none": `{"query":"{a}","operationName":7}`, "a document's id among the extensions": `{"query":"{a}","extensions":{"operationId":"app/7"}}`, "a document among the extensions": `{"query":"{a}","extensions":{"Query":"{b}"}}`,
+		"an id beside a hash": `{"extensions":{"persistedQuery":{"sha256Hash":"` + hash("x") + `"},"doc_id":"7"}}`, "variables in text": `{"query":"{a}","variables":"{}"}`,
 		"variables twice": `{"query":"{a}","variables":{"x":1,"x":2}}`, "a list of variables": `{"query":"{a}","variables":[]}`, "two texts": `{"query":"{a}"}{"query":"{b}"}`,
 		"bad UTF-8": "{\"query\":\"{a(x:\\\"\xff\\\")}\"}", "no such operation": `{"query":"query A{a}","operationName":"B"}`, "which of two": `{"query":"query A{a} query B{b}"}`,
 		"two without a name": `{"query":"{a} {b}"}`, "two of one name": `{"query":"query A{a} mutation A{b}","operationName":"A"}`, "no such fragment": `{"query":"{...F}"}`,
@@ -130,7 +133,7 @@ func TestWhatCanBeReadInTwoWaysIsRefused(t *testing.T) {
 	if _, err := graphql.FromBody(body(many + "}")); err == nil {
 		t.Error("101 fields are decided")
 	}
-	for _, in := range []string{"query={a}&query={b}", "query={a}&Query={b}", "query={a}&variables=[1]", "query={a}&id=7", "query=%ff", "operationName=x", "query={a}&extensions[persistedQuery]=x"} {
+	for _, in := range []string{"query={a}&query={b}", "query={a}&Query={b}", "query={a}&variables=[1]", "query={a}&id=7", "query=%ff", "operationName=x", "query={a}&extensions[persistedQuery]=x", "operationId=7", "operation_id=7", "query={a}&operation.name=x", "doc-id=7", "query_[x]=7"} {
 		if r, _, err := graphql.FromQuery(in); err == nil {
 			t.Errorf("%s: %+v", in, r)
 		}
@@ -152,7 +155,7 @@ func FuzzFromBody(f *testing.F) {
 			return
 		}
 		again, err := graphql.FromBody(r.Body())
-		if err != nil || again.Text != r.Text || again.Summary() != r.Summary() || again.Aliased != r.Aliased {
+		if err != nil || again.Text != r.Text || again.Summary() != r.Summary() || again.Reshaped != r.Reshaped {
 			t.Fatalf("%q became %q, and that %+v %v", query, r.Text, again, err)
 		}
 	})
