@@ -179,7 +179,9 @@ func quotedEnd(b []byte, i int) int {
 		case b[j] < ' ':
 			return 0
 		case b[j] == '\\':
-			j++
+			if j++; j < len(b) && b[j] < ' ' {
+				return 0 // the end of a line, which nothing goes over
+			}
 		case b[j] == '"':
 			if n := atSign(b[j+1:]); n > 0 {
 				return domainEnd(b, j+1+n)

@@ -13,6 +13,9 @@ import (
 // maxEvent bounds one event, in bytes: its data is held as a whole.
 const maxEvent = 1 << 20
 
+// maxRetry bounds the digits of a time to wait, in milliseconds: no detector looks for as few.
+const maxRetry = 9
+
 // done is what some services end a stream with instead of JSON; it has no members.
 const done = "[DONE]"
 
@@ -50,7 +53,7 @@ func (m *JSON) Events(to *bufio.Writer, from io.Reader) error {
 		case string(name) == "id":
 			id = string(line)
 		case string(name) == "retry":
-			if retry = string(value); strings.Trim(retry, "0123456789") != "" {
+			if retry = string(value); len(retry) > maxRetry || strings.Trim(retry, "0123456789") != "" {
 				retry = ""
 			}
 		case len(line) == 0 && (data != nil || event != "" || id != "" || retry != ""):

@@ -92,7 +92,7 @@ func TestMaskersOfDetectorsAndTheirNames(t *testing.T) {
 // pieces are what values are made of, so that random texts hold many, whole and broken.
 var pieces = []string{
 	"ada@example.com", "@", "%40", "&#64;", `\u0040`, `"a b"`, "example.com", ".", "4111 1111", "4111111111111111", " 1111-1111", "DE89 3704 0044 0532 0130 00", "DE89", "3704004405320130",
-	"00", "+49 ", "(0)", "301234567", "%2B", "\n", " ", "-", "\u00a0", "é", "x", strings.Repeat("a", 200), "[10.0.0.1]", "7", "\xff", `\n`, `\u00a0`,
+	"00", "+49 ", "(0)", "301234567", "%2B", "\n", " ", "-", "\u00a0", "é", "x", strings.Repeat("a", 200), "[10.0.0.1]", "7", "\xff", `\n`, `\u00a0`, "\"\\\n\"",
 }
 
 func someText(r *rand.Rand) string {

@@ -34,7 +34,8 @@ func TestTextsInPieces(t *testing.T) {
 		{"lines", (*mask.JSON).Lines, "$.k=null", "{\"k\":1}\n\n{\"k\":2}{\"k\":3}", "{\"k\":null}\n{\"k\":null}\n{\"k\":null}\n"},
 		{"no lines", (*mask.JSON).Lines, "$.k=null", "", ""},
 		{"events", (*mask.JSON).Events, "$.k=null", "\ufeffdata: {\"k\":\r\ndata:1}\r\rdata:{\"k\":2}\n\n", "data: {\"k\":null}\n\ndata: {\"k\":null}\n\n"},
-		{"fields of events", (*mask.JSON).Events, "detect:email=redact", "id\nevent:ada@example.com\nretry: 1x\nfoo: ada@example.com\ndata\ndata\n\nid: ada@example.com\n\n\n\n", "event: ****\nid: \ndata: \n\nid: ****\n\n"},
+		{"fields of events", (*mask.JSON).Events, "detect:email=redact", "id\nevent:ada@example.com\nretry: 1x\nretry: 4111111111111111\nfoo: ada@example.com\ndata\ndata\n\nid: ada@example.com\n\n\n\n", "event: ****\nid: \ndata: \n\nid: ****\n\n"},
+		{"a time to wait", (*mask.JSON).Events, "detect:email=redact", "retry: 2500\ndata: 1\n\n", "retry: 2500\ndata: 1\n\n"},
 		{"an event without its end", (*mask.JSON).Events, "$.k=null", "data: 1\n\ndata: 2\n", "data: 1\n\n"},
 	} {
 		for name, from := range map[string]io.Reader{"as one": strings.NewReader(c.in), "in bytes": iotest.OneByteReader(strings.NewReader(c.in)), "with its end": iotest.DataErrReader(strings.NewReader(c.in))} {

@@ -32,7 +32,7 @@ func answersOnly(o policy.Obligations) error {
 
 // unmasked forbids what would show a part of an answer, or something about it, that a mask can't be put on.
 func unmasked(h http.Header) {
-	for _, name := range []string{"Range", "If-Range", "If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since", "Te"} {
+	for _, name := range []string{"Range", "If-Range", "If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since", "A-Im", "Te"} {
 		h.Del(name)
 	}
 	h.Set("Accept-Encoding", "identity")
@@ -90,7 +90,8 @@ func (e *Engine) maskAnswer(r *http.Response, x *exchange) error {
 	copyTo := copierFor(h.Get("Content-Type"), masks.ByPath())
 	encoding := strings.ToLower(h.Get("Content-Encoding"))
 	zipped := encoding == "gzip" || encoding == "x-gzip"
-	if copyTo == nil || len(h.Values("Content-Encoding")) > 1 || !zipped && encoding != "" && encoding != "identity" || r.StatusCode == http.StatusPartialContent {
+	partly := r.StatusCode == http.StatusPartialContent || r.StatusCode == http.StatusIMUsed
+	if copyTo == nil || partly || len(h.Values("Content-Type")) > 1 || len(h.Values("Content-Encoding")) > 1 || !zipped && encoding != "" && encoding != "identity" {
 		return errWithheld
 	}
 	h.Del("Content-Encoding")

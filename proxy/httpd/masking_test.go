@@ -22,6 +22,7 @@ import (
 // answers is a service that says what the test wants.
 type answers struct {
 	kind, text string
+	second     string // type of the content
 	headers    map[string]string
 	status     int
 	zip        bool
@@ -31,6 +32,9 @@ func (a *answers) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 	w.Header().Set("Content-Type", a.kind)
 	for name, value := range a.headers {
 		w.Header().Set(name, value)
+	}
+	if a.second != "" {
+		w.Header().Add("Content-Type", a.second)
 	}
 	if a.status != 0 {
 		w.WriteHeader(a.status)
@@ -107,6 +111,8 @@ func TestWhatCannotBeMaskedIsWithheld(t *testing.T) {
 		"Brotli":           {kind: "application/json", text: `{"email":"` + secret + `"}`, headers: map[string]string{"Content-Encoding": "br"}},
 		"UTF-16":           {kind: "application/json; charset=utf-16", text: `{"email":"` + secret + `"}`},
 		"a picture":        {kind: "image/png", text: secret},
+		"two types":        {kind: "application/json", second: "text/plain", text: `{"a":"` + secret + `"}`},
+		"a difference":     {kind: "application/json", text: `{"a":"` + secret + `"}`, status: 226, headers: map[string]string{"IM": "patch"}},
 		"a sequence":       {kind: "application/json-seq", text: "\x1e" + `{"email":"` + secret + `"}`},
 	} {
 		*service = c
