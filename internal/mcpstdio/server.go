@@ -227,7 +227,9 @@ func (s *Server) post(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusAccepted)
 		return
 	}
-	s.request(w, r, one, m, body)
+	if !s.request(w, r, one, m, body) && began {
+		one.end(errors.New("it wasn't begun: the client left, or the server refused"))
+	}
 }
 
 // begin starts a session with its process.
@@ -271,18 +273,18 @@ func (s *Server) begin() (*session, error) {
 	return one, nil
 }
 
-// request sends a request and relays what comes, to its response: as JSON, or as a stream once something comes before.
-func (s *Server) request(w http.ResponseWriter, r *http.Request, one *session, m message, body []byte) {
+// request sends a request and relays what comes, to its response: as JSON, or as a stream once something comes before. It says whether that is a result.
+func (s *Server) request(w http.ResponseWriter, r *http.Request, one *session, m message, body []byte) (done bool) {
 	c, err := one.ask(r.Context(), m)
 	if err != nil {
 		say(w, http.StatusTooManyRequests, m.ID, codeInternal, err.Error())
-		return
+		return false
 	}
 	defer one.leave(c)
 	if err := one.p.send(body); err != nil {
 		one.end(err)
 		say(w, http.StatusBadGateway, m.ID, codeInternal, err.Error())
-		return
+		return false
 	}
 	out := &stream{w: w, session: one}
 	for {
@@ -293,19 +295,19 @@ func (s *Server) request(w http.ResponseWriter, r *http.Request, one *session, m
 			} else if r.Context().Err() == nil {
 				say(w, http.StatusBadGateway, m.ID, codeInternal, err.Error())
 			}
-			return
+			return false
 		}
 		answer, err := parse(data)
 		if last := err == nil && answer.isResponse(); !last || out.begun {
 			out.event(data)
 			if last {
-				return
+				return answer.Result != nil
 			}
 			continue
 		}
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = w.Write(data) // who is gone hears nothing
-		return
+		return answer.Result != nil
 	}
 }
 

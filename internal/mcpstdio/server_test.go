@@ -1,6 +1,8 @@
 package mcpstdio_test
 
 import (
+	"context"
+	"errors"
 	"io"
 	"net/http"
 	"os"
@@ -134,6 +136,73 @@ func TestServersEndWithWhatTheyStarted(t *testing.T) {
 		}
 		s.stop()
 		s = newShim(t, 1)
+	}
+}
+
+// A session that doesn't begin, since the client leaves or the server refuses, takes no place.
+func TestWhatDoesNotBeginTakesNoPlace(t *testing.T) {
+	s := newShim(t, 1, "sh", "-c", `read line
+case $line in *wait*) echo waiting >&2 ;; *) echo '{"jsonrpc":"2.0","id":1,"error":{"code":-32602,"message":"not you"}}' ;; esac
+while read line; do :; done`)
+	ctx, leave := context.WithCancel(t.Context())
+	left := make(chan error, 1)
+	go func() {
+		q, err := http.NewRequestWithContext(ctx, http.MethodPost, s.url, strings.NewReader(strings.Replace(initialize, `"a"`, `"wait"`, 1)))
+		if err != nil {
+			left <- err
+			return
+		}
+		q.Header.Set("Content-Type", "application/json")
+		a, err := proxyClient.Do(q)
+		if err == nil {
+			_ = a.Body.Close()
+		}
+		left <- err
+	}()
+	await := func(what string, is func() bool) {
+		t.Helper()
+		for deadline := time.Now().Add(20 * time.Second); !is(); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal(what)
+			}
+		}
+	}
+	await("no server", func() bool { return strings.Contains(s.stderr.String(), "waiting") })
+	leave()
+	if err := <-left; !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	for range 3 {
+		await("no place", func() bool {
+			a, text := s.post("", initialize)
+			return a.StatusCode == 200 && strings.Contains(text, "not you")
+		})
+	}
+}
+
+// What a local server says to nobody, or twice, reaches nobody; more than one message in one ends it.
+func TestHostileLocalServersAreHeld(t *testing.T) {
+	s := newShim(t, 0, "sh", "-c", `say() { printf '%s\r\n \n' "$1"; }
+say '{"jsonrpc":"2.0","id":7,"result":{"a":"loot"}}'
+while read -r line; do
+	case $line in
+	*initialized*) ;;
+	*'"initialize"'*) say '{"jsonrpc":"2.0","id":1,"result":{}}' ;;
+	*batch*) say '[{"jsonrpc":"2.0","id":9,"result":{"a":"loot"}}]' ;;
+	*'"id":7'*) for id in 99 '"7"' 7.0 null; do say '{"jsonrpc":"2.0","id":'"$id"',"result":{"a":"loot"}}'; done
+		say '{"jsonrpc":"2.0","id":7,"result":{"a":"first"}}'
+		say '{"jsonrpc":"2.0","id":7,"result":{"a":"loot"}}' ;;
+	*) say '{"jsonrpc":"2.0","id":8,"result":{"a":"second"}}' ;;
+	esac
+done`)
+	id := s.begin()
+	for want, ask := range map[string]string{"first": call("echo", "x"), "second": strings.Replace(call("echo", "x"), ":7", ":8", 1)} {
+		if a, text := s.post(id, ask); a.StatusCode != 200 || !strings.Contains(text, want) || strings.Contains(text, "loot") {
+			t.Errorf("%d %s", a.StatusCode, text)
+		}
+	}
+	if a, text := s.post(id, strings.Replace(call("batch", "x"), ":7", ":9", 1)); a.StatusCode != 502 || strings.Contains(text, "loot") {
+		t.Errorf("%d %s", a.StatusCode, text)
 	}
 }
 
