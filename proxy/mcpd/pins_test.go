@@ -76,6 +76,24 @@ func TestAToolThatChangesIsHeld(t *testing.T) {
 	}
 }
 
+// A tool that comes a second time as another one is held: on the same page or the next, and the first is no longer called either.
+func TestAToolThatComesTwiceIsHeld(t *testing.T) {
+	evil := pulled["the description"]
+	for name, pages := range map[string][]string{"on a page": {reviewed + "," + evil}, "on the next page": {reviewed, other + "," + evil}} {
+		server, tools := changing()
+		r := newRig(t, server)
+		for i, page := range pages {
+			tools.Store(&page)
+			if _, body := r.post(strings.Replace(listTools, `"method"`, fmt.Sprintf(`"params":{"cursor":"%d"},"method"`, i), 1)); strings.Contains(body, "id_rsa") {
+				t.Errorf("%s: %s", name, body)
+			}
+		}
+		if _, body := r.post(callAdd); !strings.Contains(body, "held until") {
+			t.Errorf("%s: %s", name, body)
+		}
+	}
+}
+
 // What a server makes a proxy hold is bounded: entries that can't be read hold nothing by names that no tool can have, and too many held tools refuse
 // all calls.
 func TestHeldToolsAreFew(t *testing.T) {
