@@ -71,6 +71,7 @@ type settings struct {
 	policy  string
 	host    *testssh.Server
 	web     *testweb.Site
+	graphql string
 	cluster *testkube.Cluster
 	tools   *toolServer
 }
@@ -138,6 +139,9 @@ func Start(t testing.TB, options ...Option) *Mesh {
 	}
 	if s.web != nil {
 		m.addWeb(s.web)
+	}
+	if s.graphql != "" {
+		m.addGraphQL(s.graphql)
 	}
 	if s.tools != nil {
 		m.addTools(*s.tools)

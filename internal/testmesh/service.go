@@ -19,6 +19,19 @@ const (
 // about them.
 func Web(site *testweb.Site) Option { return func(s *settings) { s.web = site } }
 
+// GraphQL puts a GraphQL server at http://host:port behind the proxy, as ServiceTarget, for analysts. Its endpoint is /graphql.
+func GraphQL(url string) Option { return func(s *settings) { s.graphql = url } }
+
+func (m *Mesh) addGraphQL(url string) {
+	m.addTarget(ServiceTarget, "http", "service", fmt.Sprintf(`    http:
+      url: %s
+      graphql: [/graphql]
+      accounts:
+        - name: nobody
+          roles: [analyst]
+`, url), nil)
+}
+
 // addWeb writes the services into the configurations of broker, proxy and agents.
 func (m *Mesh) addWeb(site *testweb.Site) {
 	m.t.Helper()
