@@ -183,7 +183,7 @@ type events struct {
 }
 
 func newEvents(r io.Reader, large func() bool) *events {
-	return &events{bufio.NewReaderSize(r, 32<<10), large}
+	return &events{bufio.NewReader(r), large}
 }
 
 // next is the data of the next event, or nil for a comment.
