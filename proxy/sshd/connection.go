@@ -39,6 +39,7 @@ type connection struct {
 	mu      sync.Mutex
 	open    int // guarded by mu: channels
 	closed  bool
+	cut     bool // by the end of the session, or of the proxy
 	noMore  bool // the agent said that it wants no more sessions
 	running map[*program]struct{}
 	binds   map[string]bind // where the target listens for the agent
@@ -107,7 +108,7 @@ func (c *connection) run(ctx context.Context) (reason, detail string) {
 // end tells whoever still listens why, signals what still runs, and closes both connections.
 func (c *connection) end(message, signal string) {
 	c.mu.Lock()
-	c.closed = true
+	c.closed, c.cut = true, message != ""
 	var running []*program
 	for p := range c.running {
 		running = append(running, p)
@@ -148,6 +149,16 @@ func (c *connection) end(message, signal string) {
 	case <-patience.C:
 	}
 	_ = c.up.conn.Close()
+}
+
+// joined is what became of a forwarded connection that is over: ends of its own look the same here as those that it got from the connection's.
+func (c *connection) joined() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cut {
+		return "cut"
+	}
+	return "ok"
 }
 
 // allEnded waits, but not for long, until the programs have ended.

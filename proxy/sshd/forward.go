@@ -129,7 +129,7 @@ func (c *connection) serveForward(ctx context.Context, n ssh.NewChannel) {
 		return
 	}
 	bytes := c.join(agent, requests, up, targetGone)
-	_ = pass.Completed(context.WithoutCancel(ctx), proxy.Outcome{Status: "ok", Command: "forward", Bytes: bytes})
+	_ = pass.Completed(context.WithoutCancel(ctx), proxy.Outcome{Status: c.joined(), Command: "forward", Bytes: bytes})
 }
 
 // discard answers what a target asks on a channel, until the target closes it.

@@ -227,5 +227,5 @@ func (c *connection) serveRemote(ctx context.Context, n ssh.NewChannel, b bind, 
 		return
 	}
 	bytes := c.join(agent, fromAgent, up, c.discard(fromTarget))
-	_ = pass.Completed(context.WithoutCancel(ctx), proxy.Outcome{Status: "ok", Command: "remote-forward", Bytes: bytes})
+	_ = pass.Completed(context.WithoutCancel(ctx), proxy.Outcome{Status: c.joined(), Command: "remote-forward", Bytes: bytes})
 }

@@ -157,14 +157,7 @@ func TestRemoteForwardingOfOpenSSHEndsWithItsSession(t *testing.T) {
 	go func() {
 		done <- w.ssh("", "-o", "ExitOnForwardFailure=yes", "-R", fmt.Sprintf("127.0.0.1:%d:%s", port, l.Addr()), "web", "touch "+ready+"; sleep 60")
 	}()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		if _, err := os.Stat(ready); err == nil {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("it doesn't begin")
-		}
-	}
+	await(t, ready)
 	at := "127.0.0.1:" + strconv.Itoa(port)
 	if got, err := talk("tcp", at, "x"); err != nil || got != "xend" {
 		t.Errorf("%q %v", got, err)
@@ -179,6 +172,69 @@ func TestRemoteForwardingOfOpenSSHEndsWithItsSession(t *testing.T) {
 		}
 		if time.Now().After(deadline) {
 			t.Fatal("the host still listens")
+		}
+	}
+}
+
+// Sockets of OpenSSH's client, there and back, with a connection of each under way when the session ends.
+func TestSocketsOfOpenSSHAreForwardedAndCut(t *testing.T) {
+	w := newWorld(t, ops, forwarding)
+	at := func(name string) string { return filepath.Join(w.host.Files, name) }
+	there := echo(t, "unix", at("there.sock"))
+	if err := os.Chmod(there.Addr().String(), 0o777); err != nil { // the host's account isn't this test's
+		t.Fatal(err)
+	}
+	back := echo(t, "unix", filepath.Join(w.dir, "back.sock"))
+	done, ready := make(chan result, 1), at("ready")
+	go func() {
+		done <- w.ssh("", "-o", "ExitOnForwardFailure=yes", "-L", filepath.Join(w.dir, "l.sock")+":"+there.Addr().String(), "-R", at("r.sock")+":"+back.Addr().String(),
+			"web", "touch "+ready+"; sleep 60")
+	}()
+	await(t, ready)
+	for side, path := range map[string]string{"forward " + there.Addr().String(): filepath.Join(w.dir, "l.sock"), "connection to " + at("r.sock"): at("r.sock")} {
+		if got, err := talk("unix", path, "x"); err != nil || got != "xend" {
+			t.Errorf("%s: %q %v", side, got, err)
+		}
+		if e := w.ledger.await(t, "completed", side); e.out.Status != "ok" {
+			t.Errorf("%s: %+v", side, e.out)
+		}
+		open, err := net.DialTimeout("unix", path, 5*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer open.Close()
+		_ = open.SetDeadline(time.Now().Add(20 * time.Second))
+		if _, err := io.WriteString(open, "y"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(open, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.ledger.last().cancel(&proxy.Ended{Class: proxy.ClassRevoked, Reason: "the task is revoked"})
+	if r := <-done; r.code == 0 {
+		t.Errorf("%s", r)
+	}
+	// Both outcomes are there when the connection is over.
+	w.ledger.await(t, "closed", "")
+	got := map[string][]string{}
+	for _, e := range w.ledger.all("completed") {
+		got[e.cmd.Kind] = append(got[e.cmd.Kind], e.out.Status)
+	}
+	if fmt.Sprint(got["forward"]) != "[ok cut]" || fmt.Sprint(got["remote-forward"]) != "[ok ok cut]" { // one of the place itself
+		t.Errorf("the outcomes: %v", got)
+	}
+}
+
+// await waits for a file.
+func await(t testing.TB, path string) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if _, err := os.Stat(path); err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("it doesn't begin")
 		}
 	}
 }
