@@ -143,28 +143,52 @@ func (r *StreamRelay) preface(ctx context.Context, conn *tls.Conn, cred Credenti
 	return session, host, nil
 }
 
-// Serve relays between a client's streams and the proxy until the proxy's side ends. The end of in is passed on. Whoever calls it closes in
-// afterwards: a read of it may still be under way.
+// abort ends the connection by a reset: what breaks must not look like an end that was meant, as Close does.
+func (c *StreamConn) abort() {
+	raw := c.Conn.NetConn()
+	if t, ok := raw.(*net.TCPConn); ok {
+		_ = t.SetLinger(0)
+	}
+	_ = raw.Close()
+}
+
+// Serve relays between a client's streams and the proxy until the proxy's side ends; with a TCP service and an out that has a CloseWrite, until
+// both have. Each end is passed on. What breaks on the client's side, or ends with ctx, reaches the proxy as a reset; what breaks on the proxy's is an error. Whoever
+// calls it closes in afterwards: a read of it may still be under way.
 func (r *StreamRelay) Serve(ctx context.Context, in io.Reader, out io.Writer) error {
 	conn, err := r.Dial(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { conn.Conn.Close() })
+	stop := context.AfterFunc(ctx, conn.abort)
 	defer stop()
 	if r.HostKey != nil {
 		if err := r.HostKey(conn.HostKey); err != nil {
 			return err
 		}
 	}
+	sent := make(chan error, 1)
 	go func() {
-		if _, err := io.CopyBuffer(struct{ io.Writer }{conn}, struct{ io.Reader }{in}, make([]byte, relayBuffer)); err == nil {
-			_ = conn.CloseWrite()
+		_, err := io.CopyBuffer(struct{ io.Writer }{conn}, struct{ io.Reader }{in}, make([]byte, relayBuffer))
+		if err == nil {
+			err = conn.CloseWrite()
 		}
+		if err != nil {
+			conn.abort()
+		}
+		sent <- err
 	}()
 	_, err = io.CopyBuffer(struct{ io.Writer }{out}, struct{ io.Reader }{conn}, make([]byte, relayBuffer))
-	if errors.Is(err, net.ErrClosed) {
+	if half, ok := out.(interface{ CloseWrite() error }); ok && err == nil && r.Target.Kind == "tcp" {
+		if err = half.CloseWrite(); err == nil {
+			err = <-sent
+		}
+	}
+	if err != nil {
+		conn.abort()
+	}
+	if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 		return nil
 	}
 	return err

@@ -44,18 +44,25 @@ func (s *Supervisor) openTCP(ctx context.Context) error {
 		s.tasks.Go(func() {
 			port.accept(ctx, func(conn net.Conn) {
 				defer conn.Close()
-				stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
-				defer stop()
-				if err := relay.Serve(ctx, conn, conn); err != nil {
-					var refused *client.StreamRefused
-					if t.Kind == "ssh" && errors.As(err, &refused) {
-						sayBeforeSSH(conn, refused.Text)
-						return
-					}
-					s.log.WarnContext(ctx, "a connection was cut", "target", t.Name, "error", err)
+				// A reset: the client must not take what is cut for an end that was meant.
+				cut := func() {
 					if c, ok := conn.(*slotConn); ok {
-						_ = c.SetLinger(0) // a reset: the client must not take this for an end that was meant
+						_ = c.SetLinger(0)
 					}
+					_ = conn.Close()
+				}
+				stop := context.AfterFunc(ctx, cut)
+				defer stop()
+				var refused *client.StreamRefused
+				switch err := relay.Serve(ctx, conn, conn); {
+				case ctx.Err() != nil:
+					cut() // before the plain end, if it hasn't been yet
+				case err == nil:
+				case t.Kind == "ssh" && errors.As(err, &refused):
+					sayBeforeSSH(conn, refused.Text)
+				default:
+					s.log.WarnContext(ctx, "a connection was cut", "target", t.Name, "error", err)
+					cut()
 				}
 			})
 		})
