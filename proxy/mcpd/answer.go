@@ -264,6 +264,8 @@ func (x *exchange) shown(use, name string) bool {
 	kind := fromClient[use].kind
 	if begin, _, template := strings.Cut(name, "{"); template && kind == actor.MCPResource {
 		name = begin
+	} else if kind == actor.MCPResource && checkURI(name) != nil {
+		return false
 	}
 	for verb, check := range map[string]func(policy.Obligations) error{fromClient[use].verb: demands(use), "list": nil} {
 		op := x.e.op(verb, kind, name, "", false)

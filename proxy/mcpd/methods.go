@@ -135,7 +135,9 @@ func (e *Engine) object(m message, known method, cmd *proxy.Command) (err error)
 	}
 	cmd.Scrubbed = hop.Clip(hop.Printable(m.method+" "+name+argumentNames(arguments)), 2048)
 	if known.kind == actor.MCPResource {
-		arguments = ""
+		if arguments, err = "", checkURI(name); err != nil {
+			return err
+		}
 	}
 	op := e.op(known.verb, known.kind, name, arguments, known.write)
 	cmd.Ops = []proxy.Op{op}
@@ -237,7 +239,7 @@ func (e *Engine) subscriptions(params object, cmd *proxy.Command) error {
 		return fmt.Errorf("resourceSubscriptions is no list of at most %d URIs", maxSubscriptions)
 	}
 	for _, uri := range uris {
-		if err := actor.CheckMCPURI(uri); err != nil {
+		if err := checkURI(uri); err != nil {
 			return err
 		}
 		cmd.Ops = append(cmd.Ops, e.op("subscribe", actor.MCPResource, uri, "", false))

@@ -152,7 +152,7 @@ func (x *exchange) progressToken() []byte {
 // mayHear says whether the agent may hear of a resource.
 func (x *exchange) mayHear(m message) bool {
 	uri, err := m.params.text("uri")
-	if err != nil || actor.CheckMCPURI(uri) != nil {
+	if err != nil || checkURI(uri) != nil {
 		return false
 	}
 	return x.core.Would(proxy.Command{Kind: m.method, Account: x.account.Name, Ops: []proxy.Op{x.e.op("subscribe", actor.MCPResource, uri, "", false)}})
