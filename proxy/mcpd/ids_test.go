@@ -41,13 +41,13 @@ func TestAnIDIsForOneRequest(t *testing.T) {
 	r := newRig(t, server)
 	a, _ := r.post(begin)
 	session := a.Header.Get("Mcp-Session-Id")
+	of := masks(t, "$..email=redact")
 	r.Set(func() {
-		r.Allow = func(cmd proxy.Command) bool {
-			r.Ob = policy.Obligations{}
+		r.Obliges = func(cmd proxy.Command) policy.Obligations {
 			if a, _ := cmd.Ops[0].Action.(actor.MCPAction); a.Object == "slow" {
-				r.Ob = masks(t, "$..email=redact")
+				return of
 			}
-			return true
+			return policy.Obligations{}
 		}
 	})
 	call := func(id, tool string) string {

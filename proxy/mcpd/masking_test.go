@@ -167,6 +167,20 @@ func TestResultsAreMaskedByDetector(t *testing.T) {
 			}
 		}
 	}
+	server.result = `"result":{"resultType":"input_required","inputRequests":{"k":{"method":"sampling/createMessage","params":{"messages":[{"role":"user","content":{"type":"tool_result","content":[{"type":"image","data":"YWRh"},` +
+		text("for ada@example.com") + `]}}]}}}}`
+	r.Set(func() {
+		of := masks(t, "detect:email=email")
+		r.Obliges = func(cmd proxy.Command) policy.Obligations {
+			if cmd.Kind == "tools/call" {
+				return of
+			}
+			return policy.Obligations{}
+		}
+	})
+	if _, body := r.post(callTool); strings.Contains(body, "YWRh") || !strings.Contains(body, "for a***@example.com") || !strings.Contains(body, "withheld: ") {
+		t.Errorf("%s", body)
+	}
 	server.result = `"result":{"content":[{"type":"image","Data":"YWRh"}]}`
 	if _, body := r.post(callTool); !strings.Contains(body, "can't be read") {
 		t.Errorf("%s", body)

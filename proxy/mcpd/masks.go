@@ -108,13 +108,46 @@ func (m *masks) searched(r message) (message, error) {
 			}
 		}
 	}
+	questions, err := result.object("inputRequests")
+	if err != nil {
+		return r, err
+	}
+	for name, raw := range questions {
+		question, err := parseObject(raw)
+		if err == nil {
+			err = m.opaqueParams(question)
+		}
+		if err == nil {
+			questions[name], err = encode(question)
+		}
+		if err != nil {
+			return r, fmt.Errorf("%w: inputRequests: %w", errUnclear, err)
+		}
+	}
+	if questions != nil {
+		if result["inputRequests"], err = encode(questions); err != nil {
+			return r, err
+		}
+	}
 	if r.result, err = encode(result); err == nil {
 		r.result, err = m.json.Bytes(r.result)
 	}
 	return r, err
 }
 
-// opaqueIn is a message with its content, which may be a block or a list of them.
+// opaqueParams withholds bytes in the messages of what a server asks a model.
+func (m *masks) opaqueParams(question object) error {
+	params, err := question.object("params")
+	if err != nil || params["messages"] == nil {
+		return err
+	}
+	if params["messages"], err = m.each(params["messages"], m.opaqueIn); err == nil {
+		question["params"], err = encode(params)
+	}
+	return err
+}
+
+// opaqueIn is a message, or a block that holds others, with its content: a block or a list of them.
 func (m *masks) opaqueIn(o object) object {
 	raw, there := o["content"]
 	if !there {
@@ -127,7 +160,7 @@ func (m *masks) opaqueIn(o object) object {
 	out, err := m.each(raw, m.opaque)
 	if err != nil {
 		m.withheld++
-		return object{"role": quote("user"), "content": json.RawMessage(`{"text":` + string(m.instead()) + `,"type":"text"}`)}
+		out, one = json.RawMessage(`{"text":`+string(m.instead())+`,"type":"text"}`), false
 	}
 	if one {
 		out = out[1 : len(out)-1]
@@ -138,6 +171,7 @@ func (m *masks) opaqueIn(o object) object {
 
 // opaque is a block of content or a resource, unless it is of bytes.
 func (m *masks) opaque(o object) object {
+	o = m.opaqueIn(o)
 	in, _ := o.object("resource")
 	_, blob := o["blob"]
 	_, inner := in["blob"]
@@ -300,6 +334,9 @@ func (m *masks) notice(n message, raw, token []byte) []byte {
 // asked is a request or notification of the server's with what detectors find replaced; nil if it can't be read.
 func (m *masks) asked(raw []byte) []byte {
 	o, err := parseObject(raw)
+	if err == nil {
+		err = m.opaqueParams(o)
+	}
 	if params, there := o["params"]; there && err == nil {
 		o["params"], err = m.json.Bytes(params)
 	}

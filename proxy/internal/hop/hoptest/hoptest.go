@@ -51,6 +51,7 @@ type Ledger struct {
 	// Demanded are the obligations of other commands than the one at hand; nil is none.
 	Demanded func(proxy.Command) policy.Obligations
 	Ob       policy.Obligations
+	Obliges  func(proxy.Command) policy.Obligations // instead of Ob
 	Durable  func(context.Context) error
 	Outcome  func(proxy.Outcome) error
 	events   []Event
@@ -208,8 +209,11 @@ func (s *Session) Authorize(ctx context.Context, cmd proxy.Command) (hop.Pass, e
 		return nil, s.refuse(cmd, &proxy.Refusal{Class: proxy.ClassRevoked, Reason: "revoked", Ended: true})
 	}
 	s.l.mu.Lock()
-	allow, ob, durable := s.l.Allow, s.l.Ob, s.l.Durable
+	allow, ob, obliges, durable := s.l.Allow, s.l.Ob, s.l.Obliges, s.l.Durable
 	s.l.mu.Unlock()
+	if obliges != nil {
+		ob = obliges(cmd)
+	}
 	if len(cmd.Ops) == 0 || !allow(cmd) {
 		return nil, s.refuse(cmd, &proxy.Refusal{Class: proxy.ClassPolicy, Reason: "no policy permits it"})
 	}
