@@ -16,3 +16,6 @@ var KeepPagesOut = keepPagesOut
 
 // OfItself is exported for tests.
 var OfItself = ofItself
+
+// LocalServer is what speaks HTTP at a listener.
+var LocalServer = localServer

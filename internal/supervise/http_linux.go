@@ -52,17 +52,42 @@ func (s *Supervisor) openHTTP(ctx context.Context) error {
 		if t.Kind == "mcp" || t.Kind == "kube" {
 			handler = ofItself(handler)
 		}
-		l.server = &http.Server{
-			Handler: keepPagesOut(handler), ReadHeaderTimeout: localHeaderTime, Protocols: new(http.Protocols),
-			ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
-		}
-		l.server.Protocols.SetHTTP1(true)
-		l.server.Protocols.SetUnencryptedHTTP2(true)
+		l.server = localServer(handler, s.log)
 		s.web = append(s.web, l)
 		s.tasks.Go(func() { l.accept(ctx) })
 		s.tasks.Go(func() { _ = l.server.Serve(l) })
 	}
 	return nil
+}
+
+// localServer speaks HTTP/1 and HTTP/2 without TLS.
+func localServer(handler http.Handler, log *slog.Logger) *http.Server {
+	srv := &http.Server{
+		Handler: cutByReset(keepPagesOut(handler)), ReadHeaderTimeout: localHeaderTime, Protocols: new(http.Protocols),
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, localConnKey{}, c)
+		},
+	}
+	srv.Protocols.SetHTTP1(true)
+	srv.Protocols.SetUnencryptedHTTP2(true)
+	return srv
+}
+
+type localConnKey struct{}
+
+// cutByReset makes answers in HTTP/1.0 that break off end by a reset: nothing but the end of the connection says there that an answer is whole.
+func cutByReset(handler http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c, ok := r.Context().Value(localConnKey{}).(interface{ SetLinger(int) error })
+		if !ok || r.ProtoAtLeast(1, 1) {
+			handler.ServeHTTP(w, r)
+			return
+		}
+		_ = c.SetLinger(0)
+		handler.ServeHTTP(w, r) // which panics where an answer breaks off
+		_ = c.SetLinger(-1)
+	})
 }
 
 func (l *httpListener) close() {

@@ -221,6 +221,9 @@ func (h *Hop) counting(handler http.Handler) http.Handler {
 			return
 		}
 		defer h.work.Done()
+		if !r.ProtoAtLeast(1, 1) {
+			defer cutBy(r)()
+		}
 		handler.ServeHTTP(w, r)
 	})
 }

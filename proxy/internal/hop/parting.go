@@ -2,6 +2,7 @@ package hop
 
 import (
 	"errors"
+	"net"
 	"net/http"
 	"time"
 )
@@ -21,6 +22,29 @@ func (h *Hop) Parting(r *http.Request, f func(why error)) (stop func()) {
 	}
 	c.parting.Store(&f)
 	return func() { c.parting.Store(nil) }
+}
+
+// cutBy makes an answer in HTTP/1.0 that breaks off end by a reset, and not by TLS's goodbye: nothing but the end of the connection says there that an
+// answer is whole. What it returns is deferred.
+func cutBy(r *http.Request) (ended func()) {
+	c, _ := r.Context().Value(connKey{}).(*agentConn)
+	if c == nil {
+		return func() {}
+	}
+	c.linger(0)
+	return func() {
+		if v := recover(); v != nil {
+			_ = c.Close()
+			panic(v)
+		}
+		c.linger(-1)
+	}
+}
+
+func (c *agentConn) linger(seconds int) {
+	if t, ok := c.Conn.(*net.TCPConn); ok {
+		_ = t.SetLinger(seconds)
+	}
 }
 
 // part ends a connection from this side. Of several that end it, for the session and for the engine, the first does, and the others wait for it.
