@@ -88,6 +88,7 @@ func TestWhatAgentsSayAboutThemselvesIsTakenAway(t *testing.T) {
 	for _, name := range []string{
 		"X-Forwarded-For", "X-Forwarded-User", "Forwarded", "Via", "X-Real-Ip", "X-Remote-User", "X-Auth-Request-Email", "X-Original-Url", "X-Rewrite-Url", "Deputy-Chain",
 		"Impersonate-User", "X_Forwarded_For", "Remote_user", "Cookie", "X-Api-Key", "Proxy-Authorization", "X-Ssl-Client-Cert", "Client-Cert", "X-Envoy-Original-Path",
+		"Ssl-Client-Verify", "Ssl-Client-S-Dn", "Wl-Proxy-Client-Ip", "Fly-Client-Ip", "X-Originating-Ip", "X-Original-For", "X-Original-Forwarded-For", "X-Azure-Clientip", "X-Client-Dn", "X-Client-Verified", "X-Tls-Client-Subject",
 	} {
 		headers = append(headers, name, "1.2.3.4")
 	}

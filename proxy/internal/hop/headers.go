@@ -12,14 +12,14 @@ var fromAgents = []string{
 	"X-Real-Ip", "X-Client-Ip", "X-Cluster-Client-Ip", "X-User", "X-Username", "X-Email", "X-User-Id", "X-User-Name", "X-User-Email",
 	"X-User-Groups", "X-User-Roles", "X-Userinfo", "X-Verified-User", "X-Access-Token", "X-Id-Token", "X-Credential-Identifier", "X-Anonymous-Consumer", "X-Spiffe-Id", "Sm-User",
 	"X-Original-Url", "X-Original-Uri", "X-Original-Method", "X-Original-Host", "X-Rewrite-Url", "X-Host", "X-Forwarded", "X-Envoy-External-Address",
-	"X-Ssl-Client-Cert", "Ssl-Client-Cert", "Client-Cert", "Client-Cert-Chain", "Front-End-Https", "Early-Data", "Max-Forwards",
+	"Client-Cert", "Client-Cert-Chain", "Fly-Client-Ip", "X-Originating-Ip", "X-Original-For", "Front-End-Https", "Early-Data", "Max-Forwards",
 }
 
 // fromAgentsBegin begins the names of more of them.
 var fromAgentsBegin = []string{
 	"Deputy-", "Impersonate-", "X-Forwarded-", "X-Auth-", "X-Authenticated-", "X-Remote-", "X-Ssl-", "X-Client-Cert", "X-Amzn-Oidc-", "X-Goog-", "X-Ms-Client-Principal",
 	"X-Envoy-", "Proxy-", "Remote-", "X-Webauth-", "X-Authentik-", "X-Pomerium-", "Cf-", "X-Consumer-", "X-Oidc-", "Oidc-", "Iv-", "Tailscale-", "X-Arr-", "X-Vouch-", "X-Jwt-",
-	"X-Appengine-",
+	"X-Appengine-", "Ssl-", "Wl-Proxy-", "X-Original-Forwarded-", "X-Azure-", "X-Tls-", "X-Client-Dn", "X-Client-S-Dn", "X-Client-Subject", "X-Client-Verif",
 }
 
 // ownToTarget are headers of an answer that are between proxy and target: how it wants to be signed in to, and where else it is.
