@@ -32,6 +32,7 @@ const (
 	maxText    = 256 << 10 // bytes of a document
 	maxTokens  = 20_000
 	maxFields  = 100 // of root types
+	maxName    = 256 // bytes of a name: those of operations and fields stand in the record
 )
 
 // Members of a request, in the order in which they are sent on.
@@ -240,6 +241,8 @@ func canonical(text string) (out string, moving bool, err error) {
 			return strings.TrimSuffix(b.String(), " "), moving, nil
 		case t.Kind == lexer.Comment:
 			continue
+		case t.Kind == lexer.Name && len(t.Value) > maxName:
+			return "", false, fmt.Errorf("the document has a name of more than %d bytes", maxName)
 		case t.Kind == lexer.String || t.Kind == lexer.BlockString:
 			if err := enc.Encode(t.Value); err != nil {
 				return "", false, err

@@ -119,7 +119,7 @@ func TestWhatCanBeReadInTwoWaysIsRefused(t *testing.T) {
 		"two without a name": `{"query":"{a} {b}"}`, "two of one name": `{"query":"query A{a} mutation A{b}","operationName":"A"}`, "no such fragment": `{"query":"{...F}"}`,
 		"a fragment twice": `{"query":"{...F} fragment F on Q{a} fragment F on Q{b}"}`, "fragments alone": `{"query":"fragment F on Q{a}"}`, "a schema": `{"query":"type T{a:Int}"}`,
 		"not closed": `{"query":"{a"}`, "nothing asked": `{"query":"{}"}`, "a cycle alone": `{"query":"{...F} fragment F on Q{...F}"}`, "garbage": `{"query":"{a} ?"}`, "an open string": `{"query":"{a(x:\"b)}"}`,
-		"deep": `{"query":"` + strings.Repeat("{a", 5000) + strings.Repeat("}", 5000) + `"}`, "long": `{"query":"{a} ` + strings.Repeat(" ", 300<<10) + `"}`, "many tokens": `{"query":"{` + strings.Repeat("a ", 30_000) + `}"}`,
+		"deep": `{"query":"` + strings.Repeat("{a", 5000) + strings.Repeat("}", 5000) + `"}`, "long": `{"query":"{a} ` + strings.Repeat(" ", 300<<10) + `"}`, "a long name": `{"query":"{` + strings.Repeat("a", 257) + `}"}`, "many tokens": `{"query":"{` + strings.Repeat("a ", 30_000) + `}"}`,
 		"a zero byte": `{"query":"{a\u0000}"}`, "a separator of lines": `{"query":"{a\u2028b}"}`,
 	} {
 		if r, err := graphql.FromBody([]byte(in)); err == nil {
