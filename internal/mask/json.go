@@ -16,8 +16,10 @@ import (
 // maxValue bounds one name or string of a text, in bytes: it is held as a whole.
 const maxValue = 16 << 20
 
-// maxDepth bounds how deep a text is nested.
+// maxDepth bounds how deep a text is nested, masked or not: the decoder remembers every level.
 const maxDepth = 256
+
+var errDeep = fmt.Errorf("the text is nested deeper than %d", maxDepth)
 
 // JSON puts masks on JSON texts, by path and by detector, and on texts that hold some ([JSON.Lines], [JSON.Events]) or none ([JSON.Text]). It reads
 // them and writes them anew as they come, in any size: JSON token by token, events field by field. It isn't safe for concurrent use.
@@ -221,7 +223,7 @@ func (m *JSON) one(to *bufio.Writer, d decoder) error {
 			}
 		case opens:
 			if len(open) >= maxDepth {
-				return fmt.Errorf("the text is nested deeper than %d", maxDepth)
+				return errDeep
 			}
 			_ = to.WriteByte(byte(delim))
 			open = append(open, frame{object: delim == '{'})
@@ -286,7 +288,9 @@ func skip(d decoder) error {
 		}
 		switch token {
 		case json.Delim('{'), json.Delim('['):
-			depth++
+			if depth++; depth > maxDepth {
+				return errDeep
+			}
 		case json.Delim('}'), json.Delim(']'):
 			depth--
 		}

@@ -57,6 +57,7 @@ func TestWhatCannotBeReadIsCut(t *testing.T) {
 		{"text under a path", (*mask.JSON).Text, "$.k=null, detect:email=redact", secret},
 		{"text without detectors", (*mask.JSON).Text, "$.k=null", secret},
 		{"two texts", (*mask.JSON).Copy, "$.k=null", `{} "` + secret + `"`},
+		{"depth behind a mask", (*mask.JSON).Copy, "$.k=null", `{"k":` + strings.Repeat("[", 300) + strings.Repeat("]", 300) + `,"x":"` + secret + `"}`},
 		{"nothing", (*mask.JSON).Copy, "$.k=null", ""},
 		{"half a line", (*mask.JSON).Lines, "$.k=null", `{} {"k":`},
 		{"no JSON in an event", (*mask.JSON).Events, "$.k=null", "data: {}\n\ndata: k=" + secret + "\n\n"},
