@@ -37,10 +37,13 @@ type directSocket struct {
 // about a destination is led around by another way to write it.
 func hostOf(s string) (string, error) {
 	if ip, err := netip.ParseAddr(s); err == nil {
-		if ip.Zone() != "" {
+		if ip = ip.Unmap(); ip.Zone() != "" {
 			return "", errors.New("an address with a zone")
 		}
-		return ip.Unmap().String(), nil
+		if ip.IsUnspecified() { // who connects to it reaches the host itself, by a name that no rule has
+			return "", errors.New("every address at once")
+		}
+		return ip.String(), nil
 	}
 	host := strings.ToLower(s)
 	labels := strings.Split(host, ".")

@@ -140,6 +140,18 @@ func TestForwardingThatIsOnIsDecidedPerDestination(t *testing.T) {
 			O string
 			Q uint32
 		}{"host", 65536, "x", 1}},
+		{"direct-tcpip", struct {
+			H string
+			P uint32
+			O string
+			Q uint32
+		}{"0.0.0.0", uint32(port), "x", 1}},
+		{"direct-tcpip", struct {
+			H string
+			P uint32
+			O string
+			Q uint32
+		}{"::ffff:0.0.0.0", uint32(port), "x", 1}},
 		{"direct-streamlocal@openssh.com", struct {
 			S, R string
 			P    uint32

@@ -91,7 +91,7 @@ func TestRemoteForwardingIsDecidedPerPlaceAndConnection(t *testing.T) {
 	for _, bad := range []struct {
 		host string
 		port uint32
-	}{{"", 8080}, {"*", 8080}, {"127.1", 8080}, {"localhost", 0}, {"a b", 1}, {"localhost", 70000}} {
+	}{{"", 8080}, {"*", 8080}, {"0.0.0.0", 8080}, {"::", 8080}, {"127.1", 8080}, {"localhost", 0}, {"a b", 1}, {"localhost", 70000}} {
 		if ok, _, err := c.SendRequest("tcpip-forward", true, ssh.Marshal(struct {
 			H string
 			P uint32
