@@ -34,8 +34,10 @@ func checkGraphQL(paths []string) error {
 	return nil
 }
 
-// graphQL says at which GraphQL endpoint a path is; exact is false for what a server may take for it: another case, or a path below.
+// graphQL says at which GraphQL endpoint a path is; exact is false for what a server may take for it: another case, a path below, or one that names a
+// format, as /graphql.json.
 func (e *Engine) graphQL(path string) (endpoint string, exact bool) {
+	lower := foldCase(path)
 	for _, p := range e.cfg.GraphQL {
 		if e.cfg.FoldCase {
 			p = strings.ToLower(p)
@@ -43,7 +45,7 @@ func (e *Engine) graphQL(path string) (endpoint string, exact bool) {
 		if path == p {
 			return p, true
 		}
-		if len(path) >= len(p) && strings.EqualFold(path[:len(p)], p) && (len(path) == len(p) || path[len(p)] == '/') {
+		if rest, ok := strings.CutPrefix(lower, foldCase(p)); ok && (rest == "" || rest[0] == '/' || rest[0] == '.') {
 			endpoint = p
 		}
 	}

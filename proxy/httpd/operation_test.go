@@ -132,6 +132,7 @@ func TestGraphQLThatCanBeReadInTwoWaysIsRefused(t *testing.T) {
 		"a body of GET":                 {"GET", "/graphql", `{"query":"{a}"}`, json, 400},
 		"below":                         {"POST", "/graphql/x", `{"query":"{a}"}`, json, 400},
 		"a slash more":                  {"POST", "/graphql/", `{"query":"{a}"}`, json, 400},
+		"a format":                      {"POST", "/graphql.json", `{"query":"{a}"}`, json, 400},
 		"another case":                  {"POST", "/GraphQL", `{"query":"{a}"}`, json, 400},
 		"another method":                {"PUT", "/graphql", `{"query":"{a}"}`, json, 403},
 		"a WebSocket":                   {"GET", "/graphql", "", []string{"Upgrade", "websocket", "Connection", "Upgrade"}, 403},
@@ -195,6 +196,23 @@ func TestMaskedOperationsMoveNothing(t *testing.T) {
 	r.Set(func() { r.Ob = masks(t, "detect:email=redact") })
 	if a, text := post(`{"query":"{me{name:email}}"}`); a.StatusCode != 200 || strings.Contains(text, "ada") {
 		t.Errorf("a detector: %d %s", a.StatusCode, text)
+	}
+}
+
+// A letter beyond ASCII may be another case of one within it.
+func TestGraphQLEndpointsHaveNoOtherCase(t *testing.T) {
+	service := &operations{}
+	r := newRig(t, service, func(c *httpd.Config) { c.GraphQL = []string{"/api/ask"} })
+	for _, path := range []string{"/API/ask", "/ap%C4%B1/ask", "/ap%C4%B0/ask", "/api/a%C5%BFk", "/api/as%E2%84%AA", "/api/a%C5%BFk/x", "/api/ask.json"} {
+		if a, text := r.do("POST", path, strings.NewReader(`{"query":"{a}"}`), "Content-Type", "application/json"); a.StatusCode != 400 || !strings.Contains(text, "GraphQL endpoint") {
+			t.Errorf("%s: %d %s", path, a.StatusCode, text)
+		}
+	}
+	if last, n := service.last(); n != 0 {
+		t.Errorf("the service heard of %q", last)
+	}
+	if a, text := r.do("POST", "/api/asking", strings.NewReader(`{}`)); a.StatusCode != 200 {
+		t.Errorf("another path: %d %s", a.StatusCode, text)
 	}
 }
 

@@ -1,6 +1,7 @@
 package httpd
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -70,7 +71,9 @@ func (e *Engine) parse(w http.ResponseWriter, r *http.Request) (request, *proxy.
 	raw, query, _ := strings.Cut(r.RequestURI, "?")
 	path, err := decodePath(raw)
 	if err == nil && e.cfg.FoldCase {
-		path = strings.ToLower(path)
+		if path = strings.ToLower(path); path != foldCase(path) {
+			err = errors.New("it holds a letter that some servers take for one of ASCII where case doesn't count")
+		}
 	}
 	if err == nil {
 		err = actor.CheckHTTPPath(path)
@@ -130,6 +133,12 @@ func (e *Engine) parse(w http.ResponseWriter, r *http.Request) (request, *proxy.
 	}}
 	return out, nil
 }
+
+// otherCases are letters beyond ASCII that are another case of one within it, to some servers.
+var otherCases = strings.NewReplacer("\u017f", "s", "\u212a", "k", "\u0131", "i", "\u0130", "i")
+
+// foldCase is a path as a server has it to which case doesn't count.
+func foldCase(path string) string { return strings.ToLower(otherCases.Replace(path)) }
 
 // isGRPC says whether any server could take a type of content for gRPC's: most of them look no further than its beginning.
 func isGRPC(contentType string) bool {

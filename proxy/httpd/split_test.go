@@ -166,6 +166,11 @@ func TestOnePathOneDecision(t *testing.T) {
 		}
 	}
 	folded := newRig(t, http.HandlerFunc(echo), func(c *httpd.Config) { c.FoldCase = true })
+	for _, path := range []string{"/adm%C4%B1n", "/admin/u%C5%BFers"} {
+		if a, text := folded.do("GET", path, nil); a.StatusCode != 400 {
+			t.Errorf("%s where case doesn't count: %d %s", path, a.StatusCode, text)
+		}
+	}
 	if s := folded.seen("GET", "/Admin/Users", nil); s.URI != "/admin/users" || folded.All("decided")[0].Cmd.Ops[0].Resource.Name != "/admin/users" {
 		t.Errorf("the service saw %q", s.URI)
 	}
