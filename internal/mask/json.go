@@ -128,14 +128,14 @@ type frame struct {
 	n      int
 }
 
-// decoder reads tokens, each of a bounded size.
+// decoder reads tokens, each of a bounded size. It is closed when its texts are over.
 type decoder struct {
 	*json.Decoder
 	allowed *allowance
 }
 
-func newDecoder(from io.Reader) decoder {
-	allowed := &allowance{r: from}
+func newDecoder(from io.Reader, large chan struct{}) decoder {
+	allowed := &allowance{r: from, large: large}
 	d := decoder{json.NewDecoder(allowed), allowed}
 	d.UseNumber()
 	return d
@@ -146,10 +146,27 @@ func (d decoder) Token() (json.Token, error) {
 	return d.Decoder.Token()
 }
 
-// allowance lets so many bytes be read until it is raised again.
+func (d decoder) close() {
+	for ; d.allowed.held > 0; d.allowed.held-- {
+		<-d.allowed.large
+	}
+}
+
+// maxLarge bounds what all texts together hold of values of more than a MiB, in MiB: each is several times in memory while it is masked.
+const (
+	largeValue = 1 << 20
+	maxLarge   = 64
+)
+
+var errLarge = errors.New("too much of large values is being masked at once; try again in a moment")
+
+// allowance lets so many bytes be read until it is raised again, and takes a place for each MiB of them. The decoder keeps what it once needed, so
+// places are kept to its end.
 type allowance struct {
-	r    io.Reader
-	left int
+	r     io.Reader
+	left  int
+	large chan struct{}
+	held  int
 }
 
 func (a *allowance) Read(b []byte) (int, error) {
@@ -158,12 +175,21 @@ func (a *allowance) Read(b []byte) (int, error) {
 	}
 	n, err := a.r.Read(b[:min(len(b), a.left)])
 	a.left -= n
+	for maxValue-a.left > (a.held+1)*largeValue {
+		select {
+		case a.large <- struct{}{}:
+			a.held++
+		default:
+			return 0, errLarge
+		}
+	}
 	return n, err
 }
 
 // Copy copies one JSON text token by token, with the masked values replaced. What isn't exactly one text is an error.
 func (m *JSON) Copy(to *bufio.Writer, from io.Reader) error {
-	d := newDecoder(from)
+	d := newDecoder(from, m.keyed.large)
+	defer d.close()
 	if err := m.one(to, d); err != nil {
 		return unexpected(err)
 	}

@@ -78,14 +78,17 @@ const stars = "****"
 const MinKey = 32
 
 // A Keyed applies maskers with the key of [Hash]. It is safe for concurrent use.
-type Keyed struct{ key []byte }
+type Keyed struct {
+	key   []byte
+	large chan struct{} // a place for each MiB of large values that are held, see allowance
+}
 
 // New makes a Keyed. The key has at least [MinKey] random bytes and belongs to one proxy.
 func New(key []byte) (*Keyed, error) {
 	if len(key) < MinKey {
 		return nil, fmt.Errorf("the key of the hash masker has %d bytes; it needs %d or more", len(key), MinKey)
 	}
-	return &Keyed{key: slices.Clone(key)}, nil
+	return &Keyed{key: slices.Clone(key), large: make(chan struct{}, maxLarge)}, nil
 }
 
 // Random makes a Keyed with a key of its own, which nobody sees: what it hashes can be compared for as long as it lives.

@@ -51,7 +51,8 @@ func ended(err error) error {
 
 // Lines copies JSON texts that follow each other, one to a line.
 func (m *JSON) Lines(to *bufio.Writer, from io.Reader) error {
-	d := newDecoder(from)
+	d := newDecoder(from, m.keyed.large)
+	defer d.close()
 	for {
 		if err := m.one(to, d); err != nil {
 			return ended(err)

@@ -10,6 +10,7 @@ import (
 	"testing/iotest"
 
 	"github.com/deputymesh/deputy/internal/mask"
+	"github.com/deputymesh/deputy/policy"
 )
 
 type copier func(*mask.JSON, *bufio.Writer, io.Reader) error
@@ -106,4 +107,54 @@ func FuzzEvents(f *testing.F) {
 			t.Fatalf("%q gave %q, and that %q %v", in, got, again, err)
 		}
 	})
+}
+
+// Large values take what there is of memory for them, small ones nothing; what was taken is given back.
+func TestLargeValuesAreBoundedTogether(t *testing.T) {
+	rules, err := policy.ParseMasks("$.k=null")
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := keyed(t)
+	k.HoldLarge(2)
+	text := func(from io.Reader) error { return mask.NewJSON(rules, k).Copy(bufio.NewWriter(io.Discard), from) }
+	large := func() error {
+		return text(io.MultiReader(strings.NewReader(`"`), strings.NewReader(strings.Repeat("x", 2<<20-2)), strings.NewReader(`"`)))
+	}
+	type held struct {
+		more *io.PipeWriter
+		done chan error
+	}
+	var all []held
+	for range 2 { // each has a MiB more than the first, which is free
+		from, more := io.Pipe()
+		h := held{more, make(chan error, 1)}
+		go func() { h.done <- text(from) }()
+		if _, err := io.WriteString(more, `"`+strings.Repeat("x", 2<<20-2)); err != nil { // which is read when this returns
+			t.Fatal(err)
+		}
+		all = append(all, h)
+	}
+	if err := large(); err == nil || !strings.Contains(err.Error(), "large values") {
+		t.Errorf("one more: %v", err)
+	}
+	if err := text(strings.NewReader(`{"a":"small"}`)); err != nil {
+		t.Errorf("a small one: %v", err)
+	}
+	for i, h := range all {
+		end := `"`
+		if i == 0 {
+			end = "" // broken off
+		}
+		_, _ = io.WriteString(h.more, end)
+		_ = h.more.Close()
+		if err := <-h.done; (err == nil) != (i > 0) {
+			t.Errorf("text %d: %v", i, err)
+		}
+	}
+	for range 3 {
+		if err := large(); err != nil {
+			t.Errorf("afterwards: %v", err)
+		}
+	}
 }
