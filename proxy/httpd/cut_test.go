@@ -2,11 +2,14 @@ package httpd_test
 
 import (
 	"bufio"
+	"context"
 	"crypto/tls"
 	"io"
 	"net/http"
 	"testing"
 	"time"
+
+	"github.com/coder/websocket"
 )
 
 // In HTTP/1.0 the end of the connection is the end of the answer, so one that breaks off is a reset.
@@ -54,5 +57,35 @@ func TestAnAnswerInHTTP10ThatIsCutDoesNotLookWhole(t *testing.T) {
 		if text, err := io.ReadAll(a.Body); err == nil {
 			t.Errorf("%s: it looks whole behind %q", path, text)
 		}
+	}
+}
+
+// A WebSocket has no end that a service's answer could have: who stops the engine cuts it.
+func TestAWebSocketThatEndsWithTheEngineIsCut(t *testing.T) {
+	for range 10 {
+		r := newRig(t, http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+			c, err := websocket.Accept(w, q, &websocket.AcceptOptions{InsecureSkipVerify: true})
+			if err != nil {
+				return
+			}
+			defer c.CloseNow()
+			_, _, _ = c.Read(q.Context())
+		}))
+		transport := &http.Transport{TLSClientConfig: r.tls.Clone()}
+		transport.TLSClientConfig.NextProtos = []string{"http/1.1"}
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		c, _, err := websocket.Dial(ctx, "wss://"+r.address+"/ws", &websocket.DialOptions{
+			HTTPClient: &http.Client{Transport: transport}, HTTPHeader: http.Header{"Authorization": {"Bearer " + goodCredential}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.stop()
+		if out := r.Await(t, "completed", "GET /ws").Out; out.Status != "cut" {
+			t.Errorf("%+v", out)
+		}
+		_ = c.CloseNow()
+		cancel()
+		transport.CloseIdleConnections()
 	}
 }

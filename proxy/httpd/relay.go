@@ -104,7 +104,7 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Deputy-Record", pass.RecordID().String())
 	e.relay.ServeHTTP(w, r.WithContext(ctx))
 	switch {
-	case core.Context().Err() != nil: // the session is over, and with it what ran
+	case core.Context().Err() != nil || e.hop.Ending(): // the session is over, or will be in a moment, and with it what ran
 	case x.failed != nil || x.status >= 400:
 		status = "error"
 	default:

@@ -202,6 +202,13 @@ func (h *Hop) end() {
 	parted.Wait()
 }
 
+// Ending says whether connections are being ended with the engine.
+func (h *Hop) Ending() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.ended
+}
+
 // begin counts a request; it fails when the engine has ended.
 func (h *Hop) begin() bool {
 	h.mu.Lock()
