@@ -95,7 +95,7 @@ func (x *exchange) allowPort(ctx context.Context, port uint16) (func(sent, recei
 	pass.Forwarded(0)
 	return func(sent, received int64) {
 		status := "ok"
-		if x.core.Context().Err() != nil {
+		if x.core.Context().Err() != nil || x.e.hop.Ending() {
 			status = "cut"
 		}
 		if err := pass.Completed(context.WithoutCancel(ctx), proxy.Outcome{Status: status, Sent: sent, Bytes: received}); err != nil {

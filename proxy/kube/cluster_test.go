@@ -34,6 +34,7 @@ type realRig struct {
 	config  string // kubeconfig
 	home    string
 	env     []string
+	stop    func() // ends the engine and waits for it
 }
 
 // rights are those of the agent's user in the cluster; what the engine lets through is the test's own.
@@ -79,7 +80,8 @@ func newRealRig(t *testing.T) *realRig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	address, _ := hoptest.Serve(t, e)
+	address, stop := hoptest.Serve(t, e)
+	r.stop = stop
 	pair := hoptest.AgentTLS(ca, hoptest.Agent).Certificates[0]
 	key, err := x509.MarshalPKCS8PrivateKey(pair.PrivateKey)
 	if err != nil {
@@ -359,4 +361,5 @@ func TestKubectl(t *testing.T) {
 			}
 		}
 	})
+	t.Run("the end", r.stopped) // of the engine
 }

@@ -1,6 +1,7 @@
 package kube_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"io"
@@ -161,6 +162,52 @@ func (r *realRig) streams(t *testing.T, env []string) {
 			t.Errorf("%+v", e.Out)
 		}
 	})
+}
+
+// stopped ends the engine under a forwarded connection, which hasn't ended by itself then.
+func (r *realRig) stopped(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := r.kubectl(ctx, "", "port-forward", "pod/pod", ":"+port)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	local := regexp.MustCompile(`127\.0\.0\.1:\d+`).FindString(line)
+	near, err := net.DialTimeout("tcp", local, 20*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer near.Close()
+	if _, err := io.WriteString(near, "x"); err != nil {
+		t.Fatal(err)
+	}
+	far, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	if _, err := io.ReadFull(far, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	r.stop()
+	if e := r.Await(t, "completed", "portforward shop/pod port "+port); e.Out.Status != "cut" {
+		t.Errorf("%+v", e.Out)
+	}
 }
 
 // mayRun is what of exec and port-forward the test's policy lets through.
