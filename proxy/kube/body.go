@@ -57,7 +57,7 @@ func (c content) record() string {
 
 // metadata is what a body says about which object it is. Members are compared as the API server does: by every letter.
 type metadata struct {
-	name, generateName, namespace, resourceVersion string
+	name, generateName, namespace, uid string
 }
 
 // mediaType is the type of a request's content, without what may stand behind it.
@@ -147,7 +147,7 @@ func readBody(w http.ResponseWriter, r *http.Request, large func() bool) ([]byte
 // which one it is another spelling of a member's name.
 func readMetadata(text []byte) (metadata, error) {
 	m := metadata{}
-	known := map[string]*string{"name": &m.name, "generateName": &m.generateName, "namespace": &m.namespace, "resourceVersion": &m.resourceVersion}
+	known := map[string]*string{"name": &m.name, "generateName": &m.generateName, "namespace": &m.namespace, "uid": &m.uid}
 	type level struct {
 		object bool
 		keys   map[string]bool

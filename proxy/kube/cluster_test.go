@@ -284,6 +284,37 @@ func TestKubectl(t *testing.T) {
 			t.Errorf("the value has become %q", got)
 		}
 	})
+	// What an update creates is decided as a creation, too.
+	t.Run("update", func(t *testing.T) {
+		for _, kind := range []struct{ path, version, kind, more string }{
+			{"/api/v1/namespaces/shop/services", "v1", "Service", `,"spec":{"ports":[{"port":80}]}`},
+			{"/api/v1/namespaces/shop/limitranges", "v1", "LimitRange", ""},
+			{"/apis/coordination.k8s.io/v1/namespaces/shop/leases", "coordination.k8s.io/v1", "Lease", ""},
+			{"/api/v1/namespaces/shop/configmaps", "v1", "ConfigMap", ""},
+		} {
+			for i, c := range []struct {
+				meta, sub, says string
+				creates         bool
+			}{
+				{`"resourceVersion":"5"`, "", "", kind.kind != "ConfigMap"},
+				{`"resourceVersion":"5","uid":"0f"`, "", "made-1", false},
+				{`"uid":"0f"`, "", "made-2", false},
+				{`"resourceVersion":"5"`, "/status", "", kind.kind == "Service"},
+				{`"uid":"0f"`, "/status", "", false},
+			} {
+				name := fmt.Sprintf("made-%d", i)
+				object := fmt.Sprintf(`{"apiVersion":%q,"kind":%q,"metadata":{"name":%q,%s}%s}`, kind.version, kind.kind, name, c.meta, kind.more)
+				out, code := r.run(t, object, "replace", "--raw", kind.path+"/"+name+c.sub, "-f", "-")
+				if (code == 0) != c.creates || !strings.Contains(out, c.says) {
+					t.Errorf("%s: %d %s", object+c.sub, code, out)
+				}
+				all := r.All("decided")
+				if ops := spellOps(all[len(all)-1].Cmd); code == 0 && !strings.Contains(ops, "create ") {
+					t.Errorf("%s is created, and was decided as %q", name, ops)
+				}
+			}
+		}
+	})
 	t.Run("admission_quotes_a_secret", func(t *testing.T) {
 		r.cluster.Apply(quoting)
 		for !strings.Contains(r.cluster.Failing("patch", "secret", "-n", "shop", "db", "--dry-run=server", "-p", `{"data":{"denied":""}}`), "says "+value64) {

@@ -55,7 +55,11 @@ func (e *Engine) command(r request, c content, header http.Header, account strin
 		out.Scrubbed += fmt.Sprintf(" (container %q, program %q)", o.Container, actor.KubeProgram(o.Command))
 	}
 	for _, v := range verbs {
-		out.Ops = append(out.Ops, e.op(v, o))
+		about := o
+		if v == "create" && r.verb != "create" {
+			about.Subresource = "" // what an update makes is the whole object
+		}
+		out.Ops = append(out.Ops, e.op(v, about))
 	}
 	out.masked = o.Resource == "secrets"
 	if len(c.text) > 0 {
@@ -174,8 +178,9 @@ func verbsOf(r request, o *actor.KubeObject, c content) ([]string, error) {
 		}
 	}
 	out := []string{r.verb}
-	// An object that isn't there yet is created by server-side apply, and by an update that names no version of it (0 is none, either), where the resource is such.
-	if o.Subresource == "" && (c.kind == typeApply || r.verb == "update" && strings.Trim(c.meta.resourceVersion, "0") == "") {
+	// An object that isn't there yet is created by server-side apply and, of some resources, by an update of it or of its status, whatever version that names.
+	// A uid must be the object's, so where one is named the object must be there.
+	if c.kind == typeApply || r.verb == "update" && c.meta.uid == "" {
 		out = append(out, "create")
 	}
 	if beside := actor.KubeVerbBeside(*o); beside != "" && (changes || r.verb == "create") {

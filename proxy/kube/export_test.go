@@ -37,7 +37,7 @@ func AcceptMasked(h http.Header, tables bool) { acceptMasked(h, tables) }
 // ReadProtobuf reads a body in protobuf as the engine does.
 func ReadProtobuf(text []byte, options bool) (string, error) {
 	m, err := readProtobuf(text, options)
-	return m.name + " " + m.generateName + " " + m.namespace + " " + m.resourceVersion, err
+	return m.name + " " + m.generateName + " " + m.namespace + " " + m.uid, err
 }
 
 // MaskSecrets puts the masks on an answer about Secrets.

@@ -16,11 +16,11 @@ var magic = []byte("k8s\x00")
 
 // Fields of the messages on the way to what an object says of itself. Every kind that has metadata has it as its first field (k8s.io/api, generated.proto).
 const (
-	unknownType, unknownRaw            = 1, 2 // runtime.Unknown; 3 and 4 are an encoding and a type of the raw object, which aren't there
-	typeKind                           = 2    // runtime.TypeMeta
-	objectMetadata                     = 1
-	metaName, metaGenerateName         = 1, 2
-	metaNamespace, metaResourceVersion = 3, 6
+	unknownType, unknownRaw    = 1, 2 // runtime.Unknown; 3 and 4 are an encoding and a type of the raw object, which aren't there
+	typeKind                   = 2    // runtime.TypeMeta
+	objectMetadata             = 1
+	metaName, metaGenerateName = 1, 2
+	metaNamespace, metaUID     = 3, 5
 )
 
 var errProtobuf = errors.New("it isn't protobuf of an object, or can be read in two ways")
@@ -75,11 +75,11 @@ func readProtobuf(content []byte, options bool) (metadata, error) {
 	if err != nil {
 		return m, err
 	}
-	meta, err := fields(object[objectMetadata], metaName, metaGenerateName, metaNamespace, metaResourceVersion)
+	meta, err := fields(object[objectMetadata], metaName, metaGenerateName, metaNamespace, metaUID)
 	if err != nil {
 		return m, err
 	}
-	for number, to := range map[protowire.Number]*string{metaName: &m.name, metaGenerateName: &m.generateName, metaNamespace: &m.namespace, metaResourceVersion: &m.resourceVersion} {
+	for number, to := range map[protowire.Number]*string{metaName: &m.name, metaGenerateName: &m.generateName, metaNamespace: &m.namespace, metaUID: &m.uid} {
 		if *to = string(meta[number]); !utf8.ValidString(*to) {
 			return metadata{}, errProtobuf
 		}

@@ -17,7 +17,7 @@ func wrapped(kind, object string) string {
 }
 
 func TestProtobufIsReadInOneWay(t *testing.T) {
-	meta := field(1, "web") + field(2, "w-") + field(3, "shop") + field(6, "7")
+	meta := field(1, "web") + field(2, "w-") + field(3, "shop") + field(5, "7") + field(6, "8")
 	number := string(protowire.AppendVarint(protowire.AppendTag(nil, 9, protowire.VarintType), 5))
 	for name, c := range map[string]struct {
 		text    string
@@ -38,6 +38,7 @@ func TestProtobufIsReadInOneWay(t *testing.T) {
 		"metadata twice":         wrapped("Pod", field(1, meta)+field(1, field(1, "other"))),
 		"a name twice":           wrapped("Pod", field(1, meta+field(1, "other"))),
 		"a namespace twice":      wrapped("Pod", field(1, meta+field(3, "other"))),
+		"a uid twice":            wrapped("Pod", field(1, meta+field(5, ""))),
 		"an object twice":        wrapped("Pod", field(1, meta)) + field(2, field(1, field(1, "other"))),
 		"a kind twice":           wrapped("Pod", field(1, meta)) + field(1, field(2, "Secret")),
 		"a type of its own":      wrapped("Pod", field(1, meta)) + field(4, "application/json"),
