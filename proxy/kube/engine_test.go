@@ -352,6 +352,35 @@ func TestOfManySecretsThoseAreShownThatAPolicyNames(t *testing.T) {
 	}
 }
 
+// A policy may show all Secrets but one. That one isn't had by asking for all.
+func TestOfManySecretsThoseStayMaskedThatAPolicyLeavesOut(t *testing.T) {
+	item := func(name string) string {
+		return fmt.Sprintf(`{"metadata":{"name":%q,"namespace":"shop"},"data":{"k":"aHVudGVyMg=="}}`, name)
+	}
+	list := `{"kind":"SecretList","items":[` + item("root-1") + "," + item("b") + `]}`
+	for _, c := range []struct {
+		method, uri, body, answer string
+		shown                     int
+	}{
+		{"GET", "/api/v1/namespaces/shop/secrets", "", list, 1},
+		{"GET", "/api/v1/secrets", "", list, 1},
+		{"DELETE", "/api/v1/namespaces/shop/secrets", "", list, 1},
+		{"GET", "/api/v1/secrets?fieldSelector=metadata.name%3Droot-1", "", `{"kind":"SecretList","items":[` + item("root-1") + `]}`, 0},
+		{"GET", "/api/v1/secrets?watch=true", "", `{"type":"ADDED","object":` + item("root-1") + `}` + "\n" + `{"type":"ADDED","object":` + item("b") + "}\n", 1},
+		{"POST", "/api/v1/namespaces/shop/secrets", `{"metadata":{"generateName":"root-"}}`, item("root-1"), 0},
+		{"POST", "/api/v1/namespaces/shop/secrets", `{"metadata":{"name":"b"}}`, item("b"), 1},
+	} {
+		r := newRig(t, answer("application/json", c.answer))
+		r.Set(func() {
+			r.Allow = func(cmd proxy.Command) bool { return !strings.Contains(spellOps(cmd), "reveal shop/secrets/root-1") }
+		})
+		a := r.ask(c.method, c.uri, c.body)
+		if got := text(t, a); a.StatusCode != 200 || strings.Count(got, "aHVudGVyMg==") != c.shown || c.shown == 1 && !strings.Contains(got, `"b"`) {
+			t.Errorf("%s %s: %d %s", c.method, c.uri, a.StatusCode, got)
+		}
+	}
+}
+
 func TestWhatAPolicyDemandsAndIsntThereIsARefusal(t *testing.T) {
 	r := newRig(t, answer("application/json", "{}"))
 	masks := []policy.MaskRule{{Path: "$.data.password", Masker: policy.MaskRedact}}

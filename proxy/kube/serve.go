@@ -87,7 +87,7 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if rules := pass.Obligations().And(x.reading).Masks; x.cmd.masked || len(rules) > 0 {
 		x.masks = newMasker(x.cmd.masked, rules, e.keyed)
 		x.masks.tables = len(rules) == 0 && x.request.object.Group == ""
-		if o := x.request.object; x.cmd.masked && o.Name == "" && o.Group == "" && o.Subresource == "" {
+		if x.mayReveal() && !isOne(x.cmd.Ops[0].Resource.Kube) {
 			x.masks.reveal = func(namespace, name string) bool { return x.reveals(ctx, namespace, name) }
 		}
 	}
@@ -156,14 +156,26 @@ func (x *exchange) takeLarge() bool {
 	return true
 }
 
-// revealed asks for the values of Secrets, too, where a policy shows them to this chain.
-func (x *exchange) revealed() {
+// mayReveal says whether the answer may have values of Secrets that a policy shows to some.
+func (x *exchange) mayReveal() bool {
 	o := x.request.object
-	if !x.cmd.masked || o.Group != "" || o.Subresource != "" || len(x.cmd.Ops) == 0 {
+	return x.cmd.masked && o.Group == "" && o.Subresource == ""
+}
+
+// isOne says whether a request names the one object that it is about.
+func isOne(o actor.KubeObject) bool {
+	return o.Namespace != "" && o.Name != "" && !strings.HasSuffix(o.Name, "*")
+}
+
+// revealed asks for the values of a Secret, too, where a policy shows them to this chain. Of many, each is asked about when it comes: who may see some of
+// them may not see all.
+func (x *exchange) revealed() {
+	if !x.mayReveal() || !isOne(x.cmd.Ops[0].Resource.Kube) {
 		return
 	}
+	o := x.cmd.Ops[0].Resource.Kube
 	shown := x.cmd.Command
-	shown.Ops = append(slices.Clone(x.cmd.Ops), x.e.op("reveal", x.cmd.Ops[0].Resource.Kube))
+	shown.Ops = append(slices.Clone(x.cmd.Ops), x.e.op("reveal", o))
 	shown.Check = nil
 	if x.core.Would(shown) {
 		r, c := x.request, x.content
