@@ -50,7 +50,9 @@ func newGit(r *rig, t *testing.T) *git {
 		"PATH=" + os.Getenv("PATH"), "HOME=" + g.dir, "GIT_CONFIG_NOSYSTEM=1", "GIT_TERMINAL_PROMPT=0",
 		"GIT_SSL_CERT=" + filepath.Join(g.dir, "cert.pem"), "GIT_SSL_KEY=" + filepath.Join(g.dir, "key.pem"), "GIT_SSL_CAINFO=" + filepath.Join(g.dir, "ca.pem"),
 		"GIT_AUTHOR_NAME=t", "GIT_AUTHOR_EMAIL=t@t.test", "GIT_COMMITTER_NAME=t", "GIT_COMMITTER_EMAIL=t@t.test",
-		"GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=http.extraHeader", "GIT_CONFIG_VALUE_0=Authorization: Bearer " + goodCredential,
+		"GIT_CONFIG_COUNT=2", "GIT_CONFIG_KEY_0=http.extraHeader", "GIT_CONFIG_VALUE_0=Authorization: Bearer " + goodCredential,
+		// As git speaks at a run's listener. Over HTTP/2 its libcurl (7.88) was seen to stop in the middle of an upload.
+		"GIT_CONFIG_KEY_1=http.version", "GIT_CONFIG_VALUE_1=HTTP/1.1",
 	}
 	return g
 }
@@ -61,7 +63,7 @@ func (g *git) run(args ...string) (string, bool) {
 	ctx, cancel := context.WithTimeout(g.t.Context(), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "git", args...)
-	cmd.Dir, cmd.Env = g.dir, g.env
+	cmd.Dir, cmd.Env, cmd.WaitDelay = g.dir, g.env, time.Second
 	out, err := cmd.CombinedOutput()
 	return strings.TrimSpace(string(out)), err == nil
 }
