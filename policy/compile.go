@@ -24,8 +24,7 @@ type rule struct {
 	actions     []types.EntityUID
 	permit      bool
 	obligations Obligations
-	// wider are the forms of a forbid for requests that leave something open, by what that is; see kubereach.go.
-	wider [8]*cedar.Policy
+	forms       forms // for requests that leave something open; see kubereach.go
 }
 
 // Check compiles a source and returns every fault it finds, in the order of the files; nil means that
@@ -103,7 +102,7 @@ func (s *Set) compileRule(file string, p *cedar.Policy) (*rule, []error) {
 	}
 	r.actions = s.vocabulary.scopeActions(tree.Action)
 	if len(errs) == 0 {
-		r.widen()
+		r.makeForms()
 	}
 	return r, errs
 }

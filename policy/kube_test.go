@@ -1,6 +1,8 @@
 package policy_test
 
 import (
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -212,6 +214,108 @@ func TestWhatIsForbiddenIsntHadByAskingForAll(t *testing.T) {
 			t.Errorf("%s: %+v", c.forbid, d)
 		}
 	}
+}
+
+// A permit about some objects, or about some namespaces, doesn't give all of them.
+func TestAPermitOfSomeIsNoneOfAll(t *testing.T) {
+	on := func(subresource, namespace, name, container string) policy.Resource {
+		o := actor.KubeObject{Resource: "pods", Subresource: subresource, Namespace: namespace, Name: name, Container: container}
+		if subresource == "exec" {
+			o.Command = "ls"
+		}
+		return policy.KubeResource("prod", o)
+	}
+	for _, c := range []struct {
+		permit  string
+		action  string
+		refused []policy.Resource
+		allowed []policy.Resource
+	}{
+		{`action in Deputy::Action::"read", resource is Deputy::KubeResource) when { resource.namespace != "kube-system" }`, "list",
+			[]policy.Resource{on("", "", "", ""), on("", "", "x", ""), on("", "kube-system", "", "")}, []policy.Resource{on("", "shop", "", "")}},
+		{`action, resource in Deputy::Target::"prod") unless { resource in Deputy::KubeNamespace::"prod/kube-system" }`, "watch",
+			[]policy.Resource{on("", "", "", ""), on("", "kube-system", "x", "")}, []policy.Resource{on("", "shop", "", "")}},
+		{`action == Deputy::Action::"kube:deletecollection", resource in Deputy::KubeNamespace::"prod/shop") unless { resource.name like "db*" }`, "deletecollection",
+			[]policy.Resource{on("", "shop", "", "")}, nil},
+		{`action == Deputy::Action::"kube:exec", resource in Deputy::KubeNamespace::"prod/shop") when { resource.container != "vault" }`, "exec",
+			[]policy.Resource{on("exec", "shop", "web", ""), on("exec", "shop", "web", "vault")}, []policy.Resource{on("exec", "shop", "web", "main")}},
+		{`action == Deputy::Action::"kube:get", resource in Deputy::KubeNamespace::"prod/shop") unless { resource.container == "vault" }`, "get",
+			[]policy.Resource{on("log", "shop", "web", "")}, []policy.Resource{on("log", "shop", "web", "main"), on("", "shop", "web", "")}},
+	} {
+		set, err := policy.Compile(kubeSource(`@id("some") permit (principal, ` + c.permit + ";"))
+		if err != nil {
+			t.Fatalf("%s: %v", c.permit, err)
+		}
+		for i, r := range append(c.refused, c.allowed...) {
+			d := set.Decide(policy.Request{Subject: subject(t, facts(nil, planner)), Now: now, Action: "kube:" + c.action, Resource: r})
+			if d.Err != nil || d.Allow != (i >= len(c.refused)) {
+				t.Errorf("%s\n%s of %s: %+v", c.permit, c.action, r, d)
+			}
+		}
+	}
+}
+
+// What a request for all is given is what each of its objects would be given by itself, and no demand on one of them is left out.
+func TestAllIsNoMoreThanEach(t *testing.T) {
+	names, namespaces, containers := []string{"a", "ab", "b"}, []string{"x", "y"}, []string{"c", "d"}
+	rapid.Check(t, func(rt *rapid.T) {
+		pick := func(from ...string) string { return rapid.SampledFrom(from).Draw(rt, "pick") }
+		var condition func(depth int) string
+		condition = func(depth int) string {
+			if depth == 0 {
+				return pick(`resource.name == "a"`, `resource.name != "ab"`, `resource.name like "a*"`, `resource.namespace == "x"`, `resource.namespace != "x"`, `resource.container == "c"`, `resource.resource == "pods"`, `resource.name == resource.namespace`,
+					`resource in Deputy::KubeNamespace::"prod/x"`, `resource == Deputy::KubeResource::"prod/x/pods/a"`, `resource in [Deputy::KubeNamespace::"prod/y"]`, `[Deputy::KubeResource::"prod/y/pods/b"].contains(resource)`, `resource has name`, "true", "false")
+			}
+			one, two := condition(depth-1), condition(depth-1)
+			return pick("("+one+") && ("+two+")", "("+one+") || ("+two+")", "!("+one+")", "if "+one+" then "+two+" else "+condition(depth-1))
+		}
+		var text strings.Builder
+		for i := range rapid.IntRange(1, 4).Draw(rt, "policies") {
+			effect := pick("permit", "permit", "forbid")
+			if effect == "permit" && rapid.Bool().Draw(rt, "demands") {
+				fmt.Fprintf(&text, "@mask(\"$.m%d=redact\") ", i)
+			}
+			head := pick("is Deputy::KubeResource", `is Deputy::KubeResource in Deputy::Target::"prod"`, `in Deputy::KubeNamespace::"prod/x"`, `is Deputy::KubeResource in Deputy::KubeNamespace::"prod/y"`, `== Deputy::KubeResource::"prod/x/pods/a"`)
+			fmt.Fprintf(&text, "@id(\"p%d\") %s (principal, action in [Deputy::Action::\"kube:list\", Deputy::Action::\"kube:get\"], resource %s) %s { %s };\n", i, effect, head, pick("when", "unless"), condition(rapid.IntRange(0, 2).Draw(rt, "depth")))
+		}
+		set, err := policy.Compile(kubeSource(text.String()))
+		if err != nil {
+			rt.Skip(err) // what the linter refuses
+		}
+		decide := func(action string, o actor.KubeObject) policy.Decision {
+			return set.Decide(policy.Request{Subject: subject(t, facts(nil, planner)), Now: now, Action: action, Resource: policy.KubeResource("prod", o)})
+		}
+		all := actor.KubeObject{Resource: "pods", Namespace: pick("", "x"), Name: pick("", "a")}
+		action, each := "kube:list", []actor.KubeObject{}
+		if rapid.Bool().Draw(rt, "log") {
+			action, all = "kube:get", actor.KubeObject{Resource: "pods", Subresource: "log", Namespace: "x", Name: "a"}
+			for _, c := range containers {
+				o := all
+				o.Container = c
+				each = append(each, o)
+			}
+		} else {
+			for _, namespace := range namespaces {
+				for _, name := range names {
+					if (all.Namespace == "" || all.Namespace == namespace) && (all.Name == "" || all.Name == name) {
+						each = append(each, actor.KubeObject{Resource: "pods", Namespace: namespace, Name: name})
+					}
+				}
+			}
+		}
+		d := decide(action, all)
+		for _, o := range each {
+			one := decide(action, o)
+			if d.Allow && !one.Allow {
+				rt.Fatalf("%s%s of %+v is allowed by %v, and not of %+v: %+v", text.String(), action, all, d.Policies, o, one)
+			}
+			for _, m := range one.Obligations.Masks {
+				if d.Allow && !slices.Contains(d.Obligations.Masks, m) {
+					rt.Fatalf("%s%s of %+v is allowed without %s, and of %+v with it", text.String(), action, all, m, o)
+				}
+			}
+		}
+	})
 }
 
 // The cluster chooses where a request doesn't: a forbid about a container isn't gone around by naming none.

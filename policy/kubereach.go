@@ -12,50 +12,46 @@ import (
 	"github.com/deputymesh/deputy/actor"
 )
 
-// A request for a list, a watch or a deletecollection reaches objects that it doesn't name. A forbid about one of them, or about a namespace,
-// wouldn't match such a request, and what it forbids would be had by asking for more. So each forbid has wider forms, in which what the request leaves
-// open may be anything, and one of them that matches is a refusal. A wider form may match where the forbid itself would match none of the
-// objects; it is never the other way round.
-//
-// So it is with a request that names no container: the cluster takes the only one, or the pod's default.
+// A request for a list, a watch or a deletecollection reaches objects that it doesn't name, and a request that names no container reaches the one that the
+// cluster chooses. A policy about one of them, or about a namespace, is no policy about such a request. So each policy has further forms, by what a request
+// leaves open: one that matches where the policy may meet some of what is reached, and one that matches where it meets all of it. A forbid counts
+// where it may meet some. A permit counts where it meets all; what it demands, such as masks, is demanded where it may meet some. Where a form
+// can't be exact it errs towards a refusal.
 
-// reach is what a request leaves open.
-type reach struct{ name, namespace, container bool }
+// open is what a request leaves open.
+type open uint8
 
-// inDefault leaves the container open, which is no part of what an object is.
-var inDefault = reach{container: true}
-
-func (r reach) index() int {
-	n := 0
-	if r.name {
-		n++
-	}
-	if r.namespace {
-		n += 2
-	}
-	if r.container {
-		n += 4
-	}
-	return n
-}
+const (
+	openName open = 1 << iota
+	openNamespace
+	openContainer
+	opens // how many combinations there are
+)
 
 // manyActions are those that reach objects which they don't name.
-var manyActions = []types.String{"kube:list", "kube:watch", "kube:deletecollection"}
+var manyActions = []types.String{"kube:list", "kube:watch", "kube:deletecollection", "kube:reveal"}
 
 // inContainer are those that happen in a container; get does where it is about a log.
 var inContainer = []types.String{"kube:exec", "kube:attach", "kube:debug", "kube:get"}
 
-// reachOf is what a request about a resource leaves open.
-func reachOf(action types.EntityUID, r Resource) reach {
+// openIn is what a request about a resource leaves open.
+func openIn(action types.EntityUID, r Resource) open {
+	var o open
 	switch {
 	case r.Kind != KindKubeResource:
-		return reach{}
 	case slices.Contains(manyActions, action.ID):
-		return reach{name: r.Kube.Name == "", namespace: r.Kube.Namespace == "" && !clusterScoped(r.Kube)}
+		if r.Kube.Name == "" {
+			o |= openName
+		}
+		if r.Kube.Namespace == "" && !clusterScoped(r.Kube) {
+			o |= openNamespace
+		}
 	case slices.Contains(inContainer, action.ID):
-		return reach{container: r.Kube.Container == "" && (action.ID != "kube:get" || r.Kube.Subresource == "log")}
+		if r.Kube.Container == "" && (action.ID != "kube:get" || r.Kube.Subresource == "log") {
+			o = openContainer
+		}
 	}
-	return reach{}
+	return o
 }
 
 // outsideNamespaces are the API server's own resources whose objects stand in no namespace. Those of others may stand in one.
@@ -72,40 +68,52 @@ func clusterScoped(o actor.KubeObject) bool {
 	return slices.Contains(strings.Fields(outsideNamespaces[o.Group]), o.Resource)
 }
 
-// widen makes the wider forms of a forbid; nil where it can't be about many objects.
-func (r *rule) widen() {
-	if r.permit || r.actions != nil && !slices.ContainsFunc(r.actions, func(a types.EntityUID) bool {
+// forms are those of a policy, by what is open. One that is nil is the policy itself.
+type forms struct{ some, all [opens]*cedar.Policy }
+
+// makeForms makes the forms of a policy that can be about what a request leaves open.
+func (r *rule) makeForms() {
+	if r.actions != nil && !slices.ContainsFunc(r.actions, func(a types.EntityUID) bool {
 		return slices.Contains(manyActions, a.ID) || slices.Contains(inContainer, a.ID)
 	}) {
 		return
 	}
-	for _, open := range []reach{{name: true}, {namespace: true}, {name: true, namespace: true}, inDefault} {
-		p := *(*ast.Policy)(r.text.AST())
-		p.Conditions = nil
-		var more []ast.ConditionType
-		p.Resource, more = widenScope(p.Resource, open)
-		for _, c := range (*ast.Policy)(r.text.AST()).Conditions {
-			c.Body = widenNode(c.Body, open, bool(c.Condition))
-			p.Conditions = append(p.Conditions, c)
+	for _, o := range []open{openName, openNamespace, openName | openNamespace, openContainer} {
+		r.forms.some[o] = r.form(o, true)
+		if r.permit {
+			r.forms.all[o] = r.form(o, false)
 		}
-		p.Conditions = append(p.Conditions, more...)
-		r.wider[open.index()] = cedar.NewPolicyFromAST((*cedarast.Policy)(&p))
 	}
 }
 
+// form makes the one that matches what may meet some, or else what meets all.
+func (r *rule) form(o open, some bool) *cedar.Policy {
+	p := *(*ast.Policy)(r.text.AST())
+	conditions := p.Conditions
+	p.Conditions = nil
+	if some {
+		p.Resource, p.Conditions = widenScope(p.Resource, o)
+	}
+	for _, c := range conditions {
+		c.Body = read(c.Body, o, bool(c.Condition) == some)
+		p.Conditions = append(p.Conditions, c)
+	}
+	return cedar.NewPolicyFromAST((*cedarast.Policy)(&p))
+}
+
 // widenScope lets the head's resource be any that a request may reach.
-func widenScope(scope ast.IsResourceScopeNode, open reach) (ast.IsResourceScopeNode, []ast.ConditionType) {
+func widenScope(scope ast.IsResourceScopeNode, o open) (ast.IsResourceScopeNode, []ast.ConditionType) {
 	inTarget := func(target string) ast.IsResourceScopeNode {
 		return ast.ScopeTypeIn{Entity: types.NewEntityUID(typeTarget, types.String(target))}
 	}
 	switch sc := scope.(type) {
 	case ast.ScopeTypeIn:
-		if sc.Entity.Type == typeKubeNamespace && open.namespace {
+		if sc.Entity.Type == typeKubeNamespace && o&openNamespace != 0 {
 			target, _, _ := strings.Cut(string(sc.Entity.ID), "/")
 			return inTarget(unescape(target)), nil
 		}
 	case ast.ScopeTypeIsIn:
-		if sc.Entity.Type == typeKubeNamespace && open.namespace {
+		if sc.Entity.Type == typeKubeNamespace && o&openNamespace != 0 {
 			target, _, _ := strings.Cut(string(sc.Entity.ID), "/")
 			return inTarget(unescape(target)), nil // nothing else in a namespace has these actions
 		}
@@ -116,7 +124,7 @@ func widenScope(scope ast.IsResourceScopeNode, open reach) (ast.IsResourceScopeN
 		}
 		var more []ast.ConditionType
 		for name, value := range map[types.String]string{"group": one.Kube.Group, "resource": one.Kube.Resource, "subresource": one.Kube.Subresource, "namespace": one.Kube.Namespace, "name": one.Kube.Name} {
-			if name == "name" && open.name || name == "namespace" && open.namespace {
+			if asksAttribute(name, o) {
 				continue
 			}
 			more = append(more, ast.ConditionType{Condition: ast.ConditionWhen, Body: ast.NodeTypeEquals{BinaryNode: ast.BinaryNode{
@@ -128,10 +136,10 @@ func widenScope(scope ast.IsResourceScopeNode, open reach) (ast.IsResourceScopeN
 	return scope, nil
 }
 
-// widenNode lets what a condition says about open parts be true, or false where that makes the whole true.
-func widenNode(n ast.IsNode, open reach, positive bool) ast.IsNode {
+// read gives what a condition says about open parts the value that makes the whole so.
+func read(n ast.IsNode, o open, value bool) ast.IsNode {
 	both := func(b ast.BinaryNode) ast.BinaryNode {
-		return ast.BinaryNode{Left: widenNode(b.Left, open, positive), Right: widenNode(b.Right, open, positive)}
+		return ast.BinaryNode{Left: read(b.Left, o, value), Right: read(b.Right, o, value)}
 	}
 	switch n := n.(type) {
 	case ast.NodeTypeAnd:
@@ -139,22 +147,26 @@ func widenNode(n ast.IsNode, open reach, positive bool) ast.IsNode {
 	case ast.NodeTypeOr:
 		return ast.NodeTypeOr{BinaryNode: both(n.BinaryNode)}
 	case ast.NodeTypeNot:
-		return ast.NodeTypeNot{UnaryNode: ast.UnaryNode{Arg: widenNode(n.Arg, open, !positive)}}
+		return ast.NodeTypeNot{UnaryNode: ast.UnaryNode{Arg: read(n.Arg, o, !value)}}
 	}
-	if asksAbout(n, open) {
-		return ast.NodeValue{Value: types.Boolean(positive)}
+	if asksAbout(n, o) {
+		return ast.NodeValue{Value: types.Boolean(value)}
 	}
 	return n
 }
 
-// asksAbout says whether an expression depends on an open part.
-func asksAbout(n ast.IsNode, open reach) bool {
+func asksAttribute(name types.String, o open) bool {
+	return name == "name" && o&openName != 0 || name == "namespace" && o&openNamespace != 0 || name == "container" && o&openContainer != 0
+}
+
+// asksAbout says whether an expression depends on an open part. The container is no part of what an object is.
+func asksAbout(n ast.IsNode, o open) bool {
 	found := false
 	ast.Inspect(ast.NewNode(n), func(n ast.IsNode) bool {
 		switch n := n.(type) {
 		case ast.NodeTypeAccess:
 			if isResource(n.Arg) {
-				found = found || open.name && n.Value == "name" || open.namespace && n.Value == "namespace" || open.container && n.Value == "container"
+				found = found || asksAttribute(n.Value, o)
 				return false
 			}
 		case ast.NodeTypeHas:
@@ -163,12 +175,17 @@ func asksAbout(n ast.IsNode, open reach) bool {
 			return !isResource(n.Left)
 		case ast.NodeTypeIn:
 			if v, ok := n.Right.(ast.NodeValue); ok && isResource(n.Left) {
-				uid, ok := v.Value.(types.EntityUID)
-				found = found || open != inDefault && (!ok || uid.Type != typeTarget && uid.Type != typeTargetGroup)
+				switch uid, _ := v.Value.(types.EntityUID); uid.Type {
+				case typeTarget, typeTargetGroup:
+				case typeKubeNamespace:
+					found = found || o&openNamespace != 0
+				default:
+					found = found || o != openContainer
+				}
 				return false
 			}
 		case ast.NodeTypeVariable:
-			found = found || open != inDefault && n.Name == "resource"
+			found = found || o != openContainer && n.Name == "resource"
 		}
 		return !found
 	})
@@ -180,29 +197,39 @@ func isResource(n ast.IsNode) bool {
 	return ok && v.Name == "resource"
 }
 
-// forbiddenInside names, sorted, the forbids that may meet some of what a request about many reaches.
-func (s *Set) forbiddenInside(req cedar.Request, r Resource, entities types.EntityGetter) []string {
-	open := reachOf(req.Action, r)
-	if open == (reach{}) {
-		return nil
-	}
-	wider := cedar.PolicyMap{}
-	for _, rule := range s.byAction[req.Action] {
-		if p := rule.wider[open.index()]; p != nil {
-			wider[rule.id] = p
+// matching are the rules of which a form matches; failed are those that couldn't be evaluated.
+func (s *Set) matching(rules []*rule, form func(*rule) *cedar.Policy, req cedar.Request, entities types.EntityGetter) (matched, failed []*rule) {
+	policies := cedar.PolicyMap{}
+	for _, r := range rules {
+		if policies[r.id] = form(r); policies[r.id] == nil {
+			policies[r.id] = r.text
 		}
 	}
-	if len(wider) == 0 {
-		return nil
-	}
-	_, diag := cedar.Authorize(wider, entities, req)
-	var names []string
+	_, diag := cedar.Authorize(policies, entities, req)
 	for _, reason := range diag.Reasons {
-		names = append(names, s.byID[reason.PolicyID].name)
+		matched = append(matched, s.byID[reason.PolicyID])
 	}
 	for _, e := range diag.Errors {
-		names = append(names, s.byID[e.PolicyID].name)
+		failed = append(failed, s.byID[e.PolicyID])
 	}
-	slices.Sort(names)
-	return names
+	return matched, failed
+}
+
+// reached are the policies that count for a request that leaves something open: of the permits that match it those that give all of it, permits that it may
+// meet and that demand something, and forbids that it may meet. One that can't be evaluated counts as a forbid.
+func (s *Set) reached(o open, permits []*rule, req cedar.Request, entities types.EntityGetter) (give, demanding, forbid []*rule) {
+	var demands, forbids []*rule
+	for _, r := range s.byAction[req.Action] {
+		switch {
+		case !r.permit:
+			forbids = append(forbids, r)
+		case r.obligations.any():
+			demands = append(demands, r)
+		}
+	}
+	some := func(r *rule) *cedar.Policy { return r.forms.some[o] }
+	give, failed := s.matching(permits, func(r *rule) *cedar.Policy { return r.forms.all[o] }, req, entities)
+	demanding, more := s.matching(demands, some, req, entities)
+	forbid, last := s.matching(forbids, some, req, entities)
+	return give, demanding, slices.Concat(forbid, failed, more, last)
 }

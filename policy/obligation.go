@@ -116,6 +116,11 @@ func (o Obligations) Mask(schema, table, column string) (MaskRule, bool) {
 	return out, found
 }
 
+// any says whether there are some.
+func (o Obligations) any() bool {
+	return len(o.Masks) > 0 || o.MaxRows > 0 || o.Record != RecordDefault
+}
+
 // And joins the obligations of several decisions: both apply.
 func (o Obligations) And(p Obligations) Obligations {
 	out := Obligations{MaxRows: o.MaxRows, Record: max(o.Record, p.Record)}

@@ -118,39 +118,48 @@ func (s *Set) decide(r Request, choose func(types.EntityUID) cedar.PolicyIterato
 	}
 	verdict, diag := cedar.Authorize(choose(req.Action), entities, req)
 	if len(diag.Errors) > 0 {
-		names := make([]string, len(diag.Errors))
+		failed := make([]*rule, len(diag.Errors))
 		for i, e := range diag.Errors {
-			names[i] = s.byID[e.PolicyID].name
+			failed[i] = s.byID[e.PolicyID]
 		}
-		slices.Sort(names)
+		names := namesOf(failed)
 		return Decision{
 			Policies: names,
 			Reason:   fmt.Sprintf("policy %s couldn't be evaluated", quoted(names)),
 			Err:      fmt.Errorf("evaluating policy %q: %s", s.byID[diag.Errors[0].PolicyID].name, diag.Errors[0].Message),
 		}
 	}
-	var d Decision
+	rules := make([]*rule, len(diag.Reasons))
+	for i, reason := range diag.Reasons {
+		rules[i] = s.byID[reason.PolicyID]
+	}
+	demand := rules
+	if o := openIn(req.Action, r.Resource); verdict == cedar.Allow && o != 0 {
+		give, demanding, forbid := s.reached(o, rules, req, entities)
+		const ask = "ask about a namespace, an object or a container that it leaves"
+		switch {
+		case len(forbid) > 0:
+			return Decision{Policies: namesOf(forbid), Reason: fmt.Sprintf("policy %s forbids %s on some of what %s may be; %s", quoted(namesOf(forbid)), r.Action, r.Resource, ask)}
+		case len(give) == 0:
+			return Decision{Policies: namesOf(rules), Reason: fmt.Sprintf("policy %s permits %s on some of what %s may be, and not on all; %s", quoted(namesOf(rules)), r.Action, r.Resource, ask)}
+		}
+		rules, demand = give, append(demanding, give...)
+	}
+	d := Decision{Policies: namesOf(demand)}
 	exact, named := false, !s.vocabulary.within(req.Action, groupNamed)
-	for _, reason := range diag.Reasons {
-		rule := s.byID[reason.PolicyID]
-		d.Policies = append(d.Policies, rule.name)
+	for _, rule := range rules {
 		exact = exact || rule.namesExactly(req.Resource)
 		named = named || rule.names(req.Action)
 	}
-	slices.Sort(d.Policies)
-	inside := s.forbiddenInside(req, r.Resource, entities)
 	switch {
 	case verdict == cedar.Allow && r.Exact && !exact:
 		d.Reason = fmt.Sprintf("%s on %s needs a policy written for exactly that (resource == …); %s is wider", r.Action, r.Resource, quoted(d.Policies))
 	case verdict == cedar.Allow && !named:
 		d.Reason = fmt.Sprintf("%s on %s needs a policy that names this action in its head; %s is wider", r.Action, r.Resource, quoted(d.Policies))
-	case verdict == cedar.Allow && len(inside) > 0:
-		d.Policies = inside
-		d.Reason = fmt.Sprintf("policy %s forbids %s on some of what %s may be; ask about a namespace, an object or a container that it leaves", quoted(inside), r.Action, r.Resource)
 	case verdict == cedar.Allow:
 		d.Allow = true
-		for _, reason := range diag.Reasons {
-			d.Obligations = d.Obligations.And(s.byID[reason.PolicyID].obligations)
+		for _, rule := range demand {
+			d.Obligations = d.Obligations.And(rule.obligations)
 		}
 	case len(d.Policies) > 0:
 		d.Reason = fmt.Sprintf("policy %s forbids %s on %s", quoted(d.Policies), r.Action, r.Resource)
@@ -158,6 +167,16 @@ func (s *Set) decide(r Request, choose func(types.EntityUID) cedar.PolicyIterato
 		d.Reason = fmt.Sprintf("no policy permits %s on %s", r.Action, r.Resource)
 	}
 	return d
+}
+
+// namesOf are the names of some policies, sorted.
+func namesOf(rules []*rule) []string {
+	var names []string
+	for _, r := range rules {
+		names = append(names, r.name)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 func quoted(names []string) string {
