@@ -39,7 +39,7 @@ func openIn(action types.EntityUID, r Resource) open {
 	var o open
 	switch {
 	case r.Kind != KindKubeResource:
-	case slices.Contains(manyActions, action.ID):
+	case slices.Contains(manyActions, action.ID) || action.ID == "kube:get" && r.Kube.Name == "": // as the answer to a write may be about many
 		if r.Kube.Name == "" {
 			o |= openName
 		}

@@ -169,6 +169,22 @@ func (s *Set) decide(r Request, choose func(types.EntityUID) cedar.PolicyIterato
 	return d
 }
 
+// Demanded are the obligations of an allowed request. Of one that leaves something open they are those of all permits that may meet some of it, though not
+// all of it is allowed.
+func (s *Set) Demanded(r Request) Obligations {
+	req, entities, err := s.request(r)
+	o := openIn(req.Action, r.Resource)
+	if err != nil || o == 0 {
+		return s.Decide(r).Obligations
+	}
+	var out Obligations
+	_, demanding, rest := s.reached(o, nil, req, entities)
+	for _, rule := range slices.Concat(demanding, rest) { // the rest are forbids, which have none, and what can't be evaluated
+		out = out.And(rule.obligations)
+	}
+	return out
+}
+
 // namesOf are the names of some policies, sorted.
 func namesOf(rules []*rule) []string {
 	var names []string

@@ -61,8 +61,8 @@ func (s *Session) Would(cmd Command) bool {
 	return s.decide(s.state(), cmd, s.core.cfg.Now()).refusal == nil
 }
 
-// Demands are the obligations under which policy would allow cmd, whatever the credential reaches; none where it wouldn't. It records nothing and allows
-// nothing: it is for showing no more on one way than on another.
+// Demands are the obligations under which policy would allow cmd, or some of what it reaches, whatever the credential reaches; none where it wouldn't. It
+// records nothing and allows nothing: it is for showing no more on one way than on another.
 func (s *Session) Demands(cmd Command) policy.Obligations {
 	var out policy.Obligations
 	set, v, now := s.core.cfg.State.Policy(), s.state(), s.core.cfg.Now()
@@ -70,14 +70,10 @@ func (s *Session) Demands(cmd Command) policy.Obligations {
 		return out
 	}
 	for _, op := range cmd.Ops {
-		d := set.Decide(policy.Request{
+		out = out.And(set.Demanded(policy.Request{
 			Subject: v.subject, Now: now, Action: op.Action.Name(), Resource: op.Resource, Exact: op.Exact,
 			Command: policy.Command{Database: cmd.Database, Account: cmd.Account, ReadOnly: cmd.ReadOnly, Kind: cmd.Kind},
-		})
-		if !d.Allow {
-			return policy.Obligations{}
-		}
-		out = out.And(d.Obligations)
+		}))
 	}
 	return out
 }

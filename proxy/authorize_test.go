@@ -11,6 +11,7 @@ import (
 	"github.com/deputymesh/deputy/actor"
 	"github.com/deputymesh/deputy/audit"
 	"github.com/deputymesh/deputy/audit/audittest"
+	"github.com/deputymesh/deputy/internal/feed"
 	"github.com/deputymesh/deputy/policy"
 	"github.com/deputymesh/deputy/proxy"
 )
@@ -228,5 +229,28 @@ func TestClosingASessionCompletesItsPasses(t *testing.T) {
 	}
 	if want := map[audit.RecordID]string{unused.RecordID(): "not_sent", used.RecordID(): "cut"}; !cmp.Equal(got, want) || closed != 1 {
 		t.Errorf("outcomes %v, closed %d times; want %v, once", got, closed, want)
+	}
+}
+
+// What policy lets somebody read in part has its masks, too: the answer to a write, such as a collection that is deleted, may show that part.
+func TestMasksOfWhatMayBeReadInPartAreDemanded(t *testing.T) {
+	m := serving(t)
+	m.apply(m.update(feed.Delta, feed.Changes{PolicySet: m.policySet(2, map[string]string{"kube.cedar": `
+		@id("maps") @mask("$.data.a=redact") permit (principal, action in [Deputy::Action::"kube:get", Deputy::Action::"kube:list"], resource is Deputy::KubeResource) when { resource.namespace == "shop" };
+		@id("but-one") forbid (principal, action, resource is Deputy::KubeResource) when { resource.name == "root" };
+		@id("webs") @mask("$.data.b=redact") permit (principal, action == Deputy::Action::"kube:get", resource is Deputy::KubeResource) when { resource.namespace == "other" && resource.name like "web-*" };`})}))
+	s := m.open(m.flow())
+	for _, c := range []struct {
+		verb, namespace, name string
+		want                  int
+	}{
+		{"list", "shop", "", 1}, {"get", "shop", "", 1}, {"get", "shop", "a", 1}, {"get", "shop", "root", 0}, {"list", "other", "", 0},
+		{"get", "other", "", 1}, {"get", "other", "web-1", 1}, {"get", "other", "a", 0}, {"get", "", "", 2}, {"list", "", "", 1}, {"list", "third", "", 0},
+	} {
+		o := actor.KubeObject{Resource: "configmaps", Namespace: c.namespace, Name: c.name}
+		op := proxy.Op{Action: actor.KubeAction{Target: m.id, Verb: c.verb, Object: o}, Resource: policy.KubeResource(m.target.String(), o)}
+		if got := s.Demands(proxy.Command{Kind: c.verb, Ops: []proxy.Op{op}}).Masks; len(got) != c.want {
+			t.Errorf("%s %s/%s: %v, want %d", c.verb, c.namespace, c.name, got, c.want)
+		}
 	}
 }

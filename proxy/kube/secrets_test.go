@@ -290,6 +290,7 @@ func TestAWriteShowsNoMoreThanReading(t *testing.T) {
 		{"PUT", "/api/v1/namespaces/shop/configmaps/c?dryRun=All", `{"metadata":{"name":"c"}}`, "application/json", "get shop/configmaps/c"},
 		{"DELETE", "/api/v1/namespaces/shop/configmaps/c?dryRun=All", "", "application/json", "get shop/configmaps/c"},
 		{"DELETE", "/api/v1/namespaces/shop/configmaps", "", "application/json", "list shop/configmaps"},
+		{"DELETE", "/api/v1/namespaces/shop/configmaps?dryRun=All", "", "application/json", "get shop/configmaps"},
 	} {
 		r := newRig(t, answer("application/json", object))
 		r.Set(func() {

@@ -194,15 +194,17 @@ func (x *exchange) asRead() {
 	if own := actor.KubeVerbFor(o); contains(connects, own) || own == "proxy" || own == "token" {
 		return // its answer is another thing
 	}
-	verb := "get"
-	if o.Name == "" {
-		verb = "list"
+	verbs := []string{"get"}
+	if o.Name == "" { // each of the objects could be read by itself
+		verbs = append(verbs, "list")
 	}
 	whole := o
 	whole.Subresource = ""
 	for _, read := range []actor.KubeObject{o, whole} {
-		cmd := proxy.Command{Kind: verb, Account: x.account.Name, Ops: []proxy.Op{x.e.op(verb, read)}}
-		x.reading.Masks = x.reading.And(x.core.Demands(cmd)).Masks
+		for _, verb := range verbs {
+			cmd := proxy.Command{Kind: verb, Account: x.account.Name, Ops: []proxy.Op{x.e.op(verb, read)}}
+			x.reading.Masks = x.reading.And(x.core.Demands(cmd)).Masks
+		}
 	}
 	check := x.cmd.Check
 	x.cmd.Check = func(ob policy.Obligations) error { return check(ob.And(x.reading)) }
