@@ -308,6 +308,28 @@ func TestAWriteShowsNoMoreThanReading(t *testing.T) {
 	}
 }
 
+func TestMaskedValuesArentGuessedBySelectors(t *testing.T) {
+	for uri, status := range map[string]int{
+		"/apis/copies.example/v1/namespaces/shop/secrets?fieldSelector=data.password%3Dx":                      403,
+		"/apis/copies.example/v1/secrets?watch=true&fieldSelector=metadata.name%3Ddb,data.password%3Dx":        403,
+		"/apis/copies.example/v1/watch/secrets?fieldSelector=data.password%3Dx":                                403,
+		"/apis/copies.example/v1/namespaces/shop/secrets?fieldSelector=metadata.name%3Ddb&labelSelector=a%3Db": 200,
+		"/api/v1/namespaces/shop/secrets?fieldSelector=type%3DOpaque":                                          200,
+	} {
+		r := newRig(t, answer("application/json", `{"type":"ADDED","object":{"kind":"Secret"}}`))
+		noReveal(r)
+		if a := r.ask("GET", uri, ""); a.StatusCode != status {
+			t.Errorf("%s: %d, want %d", uri, a.StatusCode, status)
+		}
+	}
+	// So is a collection deleted, as a dry run.
+	r := newRig(t, answer("application/json", "{}"))
+	noReveal(r)
+	if a := r.ask("DELETE", "/apis/copies.example/v1/namespaces/shop/secrets?dryRun=All&fieldSelector=data.password%3Dx", ""); a.StatusCode != 403 {
+		t.Errorf("%d", a.StatusCode)
+	}
+}
+
 func TestTheEndOfAMaskedAnswerWaitsForItsRecord(t *testing.T) {
 	r := newRig(t, answer("application/json", marshal(aSecret())))
 	noReveal(r)
