@@ -71,10 +71,11 @@ func (m *masker) copy(to *bufio.Writer, from io.Reader) error {
 			return err
 		}
 		key, _ := token.(string)
-		if _, twice := rest[key]; twice || listed && (key == "items" || key == "rows") {
+		list := key == "rows" || key == "items" && !m.one
+		if _, twice := rest[key]; twice || listed && list {
 			return errors.New("the answer has a member twice")
 		}
-		if key != "items" && key != "rows" {
+		if !list {
 			var v any
 			if err := r.next(&v); err != nil {
 				return err
@@ -98,6 +99,9 @@ func (m *masker) copy(to *bufio.Writer, from io.Reader) error {
 	if _, err := r.Token(); !errors.Is(err, io.EOF) {
 		return errors.New("the answer goes on after its object")
 	}
+	if err := m.members(rest); err != nil {
+		return err
+	}
 	text, err := m.object(rest)
 	if err != nil {
 		return err
@@ -109,6 +113,21 @@ func (m *masker) copy(to *bufio.Writer, from io.Reader) error {
 	}
 	_, err = to.Write(text)
 	return err
+}
+
+// members puts the masks on what one object calls items: it is an object like others, or a list under another name.
+func (m *masker) members(o map[string]any) error {
+	items, _ := o["items"].([]any)
+	for i, item := range items {
+		if one, ok := item.(map[string]any); ok {
+			text, err := m.object(one)
+			if err != nil {
+				return err
+			}
+			items[i] = json.RawMessage(text)
+		}
+	}
+	return nil
 }
 
 // list copies items or rows, and the brace before them; false if there are none.

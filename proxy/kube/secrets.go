@@ -30,6 +30,7 @@ const plainAnnotation = 256
 type masker struct {
 	secrets bool       // the objects are Secrets
 	tables  bool       // their columns show no value, as the API server's own for Secrets
+	one     bool       // the answer is about one object and no Secret; it may have a member called items
 	paths   *mask.JSON // nil without masks of a policy's
 	// reveal says whether a policy shows this very Secret; nil for no. It is asked for each object of a list, a table and a watch.
 	reveal func(namespace, name string) bool
@@ -58,14 +59,17 @@ func (m *masker) counts() []audit.MaskedCount {
 
 // object is one object with its masks on, as JSON.
 func (m *masker) object(o map[string]any) ([]byte, error) {
-	if !m.isShown(o) {
+	switch {
+	case !m.isShown(o):
 		return m.masked(o)
+	case m.paths == nil:
+		return encode(o)
 	}
-	text, err := encode(o)
-	if err != nil || m.paths == nil {
-		return text, err
-	}
-	return m.paths.Bytes(text)
+	// What a policy masks in any object it masks in a Secret that it shows, too.
+	plain := &masker{paths: m.paths}
+	text, err := plain.masked(o)
+	m.values += plain.values
+	return text, err
 }
 
 func (m *masker) isShown(o map[string]any) bool {
@@ -138,9 +142,9 @@ func (m *masker) hide(value any, isBase64 bool) any {
 }
 
 // plainReasons are those of failures whose text is about the request. Others quote the object: what can't be decoded, with what stands around it
-// in older servers, and what isn't valid.
+// in older servers, what isn't valid, and what admission forbids.
 var plainReasons = []string{
-	"Unauthorized", "Forbidden", "NotFound", "AlreadyExists", "Conflict", "Gone", "Expired", "TooManyRequests", "Timeout", "ServerTimeout", "MethodNotAllowed", "NotAcceptable",
+	"Unauthorized", "NotFound", "AlreadyExists", "Conflict", "Gone", "Expired", "TooManyRequests", "Timeout", "ServerTimeout", "MethodNotAllowed", "NotAcceptable",
 	"UnsupportedMediaType", "RequestEntityTooLarge",
 }
 
@@ -149,20 +153,23 @@ const withheldText = "the cluster's words are withheld: they could hold a masked
 // denied are the API server's words before those of an admission policy or webhook, which may say anything of the object, for any reason.
 var denied = []string{"denied the request", "denied request"}
 
-// failure takes the text out of a Status that may quote an object.
+// failure takes the text out of a Status that may quote an object: of all but a success.
 func failure(o map[string]any) {
-	if o["status"] != "Failure" {
+	if o["status"] == "Success" {
 		return
 	}
 	reason, _ := o["reason"].(string)
 	message, _ := o["message"].(string)
+	// The words of who decided about the user, such as RBAC. Others forbid, too.
+	_, why, _ := strings.Cut(message, " is forbidden: ")
+	isPlain := contains(plainReasons, reason) || reason == "Forbidden" && strings.HasPrefix(why, `User "`)
 	said := withheldText
 	for _, d := range denied {
 		if who, _, found := strings.Cut(message, d); found && said == withheldText {
 			said = who + d + ": " + withheldText
 		}
 	}
-	if contains(plainReasons, reason) && said == withheldText && !strings.Contains(strings.ToLower(message), "admission") {
+	if isPlain && said == withheldText && !strings.Contains(strings.ToLower(message), "admission") {
 		return
 	}
 	o["message"] = said

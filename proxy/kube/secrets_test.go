@@ -80,6 +80,8 @@ func TestValuesOfSecretsAreInNoFormOfAnAnswer(t *testing.T) {
 		"a failure that quotes":        {"PATCH", "/api/v1/namespaces/shop/secrets/db", "", map[string]any{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "BadRequest", "message": "bigger context ..." + value64, "details": map[string]any{"name": "db", "causes": []any{map[string]any{"message": value}}}, "code": 400}, []string{`"details":{"name":"db"}`, "words are withheld"}},
 		"a denial that quotes":         {"PATCH", "/api/v1/namespaces/shop/secrets/db", "", map[string]any{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Forbidden", "message": `secrets "db" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'b' denied request: ` + value64, "details": map[string]any{"causes": []any{map[string]any{"message": value}}}, "code": 403}, []string{`Policy 'p' with binding 'b' denied request: the cluster's words are withheld`}},
 		"a webhook that quotes":        {"PATCH", "/api/v1/namespaces/shop/secrets/db", "", map[string]any{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Conflict", "message": `admission webhook "w" denied the request: denied request: ` + value, "code": 409}, []string{`admission webhook \"w\" denied the request: the cluster's words are withheld`}},
+		"admission's own words":        {"PATCH", "/api/v1/namespaces/shop/secrets/db", "", map[string]any{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Forbidden", "message": `secrets "db" is forbidden: violates a rule: ` + value, "code": 403}, []string{`"reason":"Forbidden"`, "words are withheld"}},
+		"a failure that isn't said":    {"GET", "/api/v1/namespaces/shop/secrets/db", "", map[string]any{"kind": "Status", "apiVersion": "v1", "reason": "Invalid", "message": value, "code": 422}, []string{"words are withheld"}},
 		"RBAC":                         {"PATCH", "/api/v1/namespaces/shop/secrets/db", "", map[string]any{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Forbidden", "message": `secrets "db" is forbidden: User "a" cannot patch resource "secrets"`, "code": 403}, []string{`User \"a\" cannot patch`}},
 		"no map":                       {"GET", "/api/v1/namespaces/shop/secrets/db", "", map[string]any{"kind": "Secret", "data": []any{value64}, "stringData": value}, nil},
 	} {
@@ -110,6 +112,29 @@ func TestValuesOfSecretsAreInNoFormOfAnAnswer(t *testing.T) {
 		}
 		if q, _ := r.got(); q.Header.Get("Accept-Encoding") != "identity" || strings.Contains(q.Header.Get("Accept"), "protobuf") {
 			t.Errorf("%s: the cluster was asked with %v", name, q.Header)
+		}
+	}
+}
+
+// What a policy masks in Secrets it masks in those of a list that it shows, too, wherever the object keeps a copy.
+func TestARevealedSecretKeepsTheMasksOfAPolicy(t *testing.T) {
+	for method, uri := range map[string]string{"DELETE": "/api/v1/namespaces/shop/secrets", "PATCH": "/api/v1/namespaces/shop/secrets/db"} {
+		o := without(aSecret(), "stringData", "more", "status")
+		o["data"].(map[string]any)["open"] = "c2hvd24="
+		o["metadata"] = without(o["metadata"].(map[string]any), "labels", "managedFields")
+		o["metadata"].(map[string]any)["annotations"] = map[string]any{"kubectl.kubernetes.io/last-applied-configuration": marshal(map[string]any{"kind": "Secret", "data": map[string]any{"password": value64}})}
+		body := marshal(o)
+		if method == "DELETE" {
+			body = `{"kind":"SecretList","items":[` + body + `]}`
+		}
+		r := newRig(t, answer("application/json", body))
+		r.Set(func() {
+			r.Demanded = func(proxy.Command) policy.Obligations {
+				return policy.Obligations{Masks: []policy.MaskRule{{Path: "$.data.password", Masker: policy.MaskRedact}}}
+			}
+		})
+		if got := text(t, r.ask(method, uri, "", "Content-Type", "application/merge-patch+json")); strings.Contains(got, value64) || !strings.Contains(got, "c2hvd24=") {
+			t.Errorf("%s: %s", uri, got)
 		}
 	}
 }
@@ -259,6 +284,7 @@ func TestMasksOfAPolicyAreOnEveryObject(t *testing.T) {
 		"kind": "ConfigMap", "apiVersion": "v1", "data": map[string]any{"password": value, "color": "blue"},
 		"metadata": map[string]any{"name": "c", "annotations": map[string]any{"kubectl.kubernetes.io/last-applied-configuration": `{"data":{"password":"` + value + `","color":"blue"}}`, "kapp": `{"data":"` + value + `"}`}},
 	}
+	masks := []policy.MaskRule{{Path: "$.data.password", Masker: policy.MaskRedact}, {Path: "$.items[*].price", Masker: policy.MaskRedact}}
 	list := map[string]any{"kind": "ConfigMapList", "metadata": map[string]any{}, "items": []any{object, object}}
 	table := map[string]any{"kind": "Table", "rows": []any{map[string]any{"cells": []any{value}, "object": object}}}
 	for name, c := range map[string]struct {
@@ -267,10 +293,11 @@ func TestMasksOfAPolicyAreOnEveryObject(t *testing.T) {
 		status  int
 	}{
 		"get": {"/api/v1/namespaces/shop/configmaps/c", object, 200}, "list": {"/api/v1/configmaps?fieldSelector=metadata.namespace%3Dshop", list, 200},
-		"watch": {"/api/v1/configmaps?watch=true", map[string]any{"type": "ADDED", "object": object}, 200}, "table": {"/api/v1/configmaps", table, 502},
+		"an object with items": {"/apis/x.example/v1/namespaces/shop/menus/c", map[string]any{"kind": "Menu", "metadata": map[string]any{"name": "c"}, "items": []any{map[string]any{"price": value, "data": map[string]any{"password": value, "color": "blue"}}}, "color": "blue"}, 200},
+		"watch":                {"/api/v1/configmaps?watch=true", map[string]any{"type": "ADDED", "object": object}, 200}, "table": {"/api/v1/configmaps", table, 502},
 	} {
 		r := newRig(t, answer("application/json", marshal(c.cluster)))
-		r.Set(func() { r.Ob.Masks = []policy.MaskRule{{Path: "$.data.password", Masker: policy.MaskRedact}} })
+		r.Set(func() { r.Ob.Masks = masks })
 		a := r.ask("GET", c.uri, "", "Accept", "application/json;as=Table;v=v1;g=meta.k8s.io,application/json")
 		got := text(t, a)
 		if a.StatusCode != c.status || strings.Contains(got, value) || c.status == 200 && strings.Count(got, `blue`) != 2*max(1, strings.Count(got, `"name":"c"`)) {
@@ -291,6 +318,8 @@ func TestAWriteShowsNoMoreThanReading(t *testing.T) {
 		{"DELETE", "/api/v1/namespaces/shop/configmaps/c?dryRun=All", "", "application/json", "get shop/configmaps/c"},
 		{"DELETE", "/api/v1/namespaces/shop/configmaps", "", "application/json", "list shop/configmaps"},
 		{"DELETE", "/api/v1/namespaces/shop/configmaps?dryRun=All", "", "application/json", "get shop/configmaps"},
+		{"PATCH", "/api/v1/namespaces/shop/configmaps/c", `{}`, "application/merge-patch+json", "list shop/configmaps/c"},
+		{"PATCH", "/api/v1/namespaces/shop/configmaps/c", `{}`, "application/merge-patch+json", "watch shop/configmaps/c"},
 	} {
 		r := newRig(t, answer("application/json", object))
 		r.Set(func() {

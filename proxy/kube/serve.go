@@ -87,6 +87,7 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if rules := pass.Obligations().And(x.reading).Masks; x.cmd.masked || len(rules) > 0 {
 		x.masks = newMasker(x.cmd.masked, rules, e.keyed)
 		x.masks.tables = len(rules) == 0 && x.request.object.Group == ""
+		x.masks.one = !x.cmd.masked && !contains([]string{"list", "watch", "deletecollection"}, x.request.verb)
 		if x.mayReveal() && !isOne(x.cmd.Ops[0].Resource.Kube) {
 			x.masks.reveal = func(namespace, name string) bool { return x.reveals(ctx, namespace, name) }
 		}
@@ -194,14 +195,10 @@ func (x *exchange) asRead() {
 	if own := actor.KubeVerbFor(o); contains(connects, own) || own == "proxy" || own == "token" {
 		return // its answer is another thing
 	}
-	verbs := []string{"get"}
-	if o.Name == "" { // each of the objects could be read by itself
-		verbs = append(verbs, "list")
-	}
 	whole := o
 	whole.Subresource = ""
-	for _, read := range []actor.KubeObject{o, whole} {
-		for _, verb := range verbs {
+	for _, verb := range []string{"get", "list", "watch"} {
+		for _, read := range []actor.KubeObject{o, whole} {
 			cmd := proxy.Command{Kind: verb, Account: x.account.Name, Ops: []proxy.Op{x.e.op(verb, read)}}
 			x.reading.Masks = x.reading.And(x.core.Demands(cmd)).Masks
 		}
