@@ -53,6 +53,7 @@ func requests() [][2]string {
 		"", "?watch=true", "?watch=1", "?watch=0", "?watch=false", "?watch=", "?watch", "?watch=FALSE", "?watch=true&watch=false", "?Watch=true", "?timeoutSeconds=x&watch=true",
 		"?fieldSelector=metadata.name%3Dweb", "?fieldSelector=metadata.name%3D%3Dweb", "?fieldSelector=metadata.name!%3Dweb", "?fieldSelector=a%3Db,metadata.name%3Dweb", "?fieldSelector=metadata.name%3Dweb%5C,x",
 		"?fieldSelector=metadata.name%3Da%2Fb", "?fieldSelector=metadata.name%3Dweb,metadata.name%3Dapi", "?fieldSelector=metadata.name%3Dweb&timeoutSeconds=x", "?fieldSelector=%20metadata.name%3Dweb", "?fieldSelector=metadata.name%3D", "?fieldSelector=x&watch=1",
+		"?fieldSelector=metadata.name%3Dweb&limit=99999999999999999999", "?fieldSelector=metadata.name%3Dweb&timeoutSeconds=9&limit=5",
 	}
 	paths := []string{
 		"/api/v1/pods", "/api/v1/namespaces/shop/pods", "/api/v1/namespaces/shop/pods/web", "/api/v1/namespaces/shop/pods/web/log", "/api/v1/namespaces", "/api/v1/namespaces/shop", "/api/v1/namespaces/shop/status", "/api/v1/namespaces/shop/finalize",

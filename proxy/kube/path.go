@@ -17,6 +17,7 @@ import (
 const (
 	maxRequestURI = 16 << 10 // bytes
 	maxQueryKeys  = 64
+	maxDigits     = 18 // of a number, which then fits into 64 bits
 )
 
 // request is a request in its one canonical form, read as the API server's RequestInfo is (k8s.io/apiserver/pkg/endpoints/request): what is
@@ -208,7 +209,7 @@ func (r *request) readQuery() error {
 	}
 	// With one that can't be read the API server forgets the selector.
 	for _, key := range []string{"timeoutSeconds", "limit"} {
-		if v := r.query.Get(key); v != "" && strings.Trim(v, "0123456789") != "" {
+		if v := r.query.Get(key); strings.Trim(v, "0123456789") != "" || len(v) > maxDigits {
 			return fmt.Errorf("%s is a number", key)
 		}
 	}
