@@ -224,6 +224,27 @@ func contains[T comparable](list []T, v T) bool {
 	return false
 }
 
+// entries are a list of a capability, and what each of it must be.
+type entries struct {
+	name  string
+	list  []string
+	check func(string) error
+}
+
+func checkEntries(all []entries) error {
+	for _, e := range all {
+		if err := checkList(e.name, e.list); err != nil {
+			return err
+		}
+		for _, v := range e.list {
+			if err := e.check(v); err != nil {
+				return fmt.Errorf("%s: %w", e.name, err)
+			}
+		}
+	}
+	return nil
+}
+
 // checkList refuses a list that is there but empty, too long, or says something
 // twice. A nil list is an absent one.
 func checkList[T comparable](name string, list []T) error {

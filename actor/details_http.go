@@ -1,6 +1,7 @@
 package actor
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -70,23 +71,7 @@ func (HTTPDetail) Type() string             { return httpType }
 func (d HTTPDetail) Targets() []spiffeid.ID { return d.Locations }
 
 func (d HTTPDetail) validate() error {
-	if err := checkPlace(d.Locations, d.Actions, HTTPVerbs()); err != nil {
-		return err
-	}
-	if err := errors.Join(checkList("paths", d.Paths), checkList("query", d.Query)); err != nil {
-		return err
-	}
-	for _, p := range d.Paths {
-		if err := CheckHTTPTemplate(p); err != nil {
-			return fmt.Errorf("paths: %w", err)
-		}
-	}
-	for _, k := range d.Query {
-		if err := checkQueryKey(k); err != nil {
-			return fmt.Errorf("query: %w", err)
-		}
-	}
-	return nil
+	return cmp.Or(checkPlace(d.Locations, d.Actions, HTTPVerbs()), checkEntries([]entries{{"paths", d.Paths, CheckHTTPTemplate}, {"query", d.Query, checkQueryKey}}))
 }
 
 func (d HTTPDetail) within(parent Detail) error {

@@ -1,6 +1,7 @@
 package actor
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -141,28 +142,11 @@ func (KubeDetail) Type() string             { return kubeType }
 func (d KubeDetail) Targets() []spiffeid.ID { return d.Locations }
 
 func (d KubeDetail) validate() error {
-	if err := checkPlace(d.Locations, d.Actions, KubeVerbs()); err != nil {
-		return err
-	}
-	for _, l := range []struct {
-		name  string
-		list  []string
-		check func(string) error
-	}{
+	return cmp.Or(checkPlace(d.Locations, d.Actions, KubeVerbs()), checkEntries([]entries{
 		{"resources", d.Resources, checkKubePattern}, {"namespaces", d.Namespaces, checkNamespacePattern}, {"names", d.Names, checkNamePattern},
 		{"containers", d.Containers, CheckKubeLabel}, {"commands", d.Commands, checkKubeCommand}, {"programs", d.Programs, checkKubeProgram},
 		{"paths", d.Paths, checkKubePath},
-	} {
-		if err := checkList(l.name, l.list); err != nil {
-			return err
-		}
-		for _, v := range l.list {
-			if err := l.check(v); err != nil {
-				return fmt.Errorf("%s: %w", l.name, err)
-			}
-		}
-	}
-	return nil
+	}))
 }
 
 func (d KubeDetail) within(parent Detail) error {

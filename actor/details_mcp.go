@@ -1,6 +1,7 @@
 package actor
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -82,26 +83,17 @@ func (MCPDetail) Type() string             { return mcpType }
 func (d MCPDetail) Targets() []spiffeid.ID { return d.Locations }
 
 func (d MCPDetail) validate() error {
-	if err := checkPlace(d.Locations, d.Actions, MCPVerbs()); err != nil {
-		return err
+	return cmp.Or(checkPlace(d.Locations, d.Actions, MCPVerbs()), checkEntries([]entries{
+		{"tools", d.Tools, CheckMCPName}, {"prompts", d.Prompts, CheckMCPName}, {"resources", d.Resources, checkMCPPattern},
+	}))
+}
+
+// checkMCPPattern takes a URI, which may end in a *.
+func checkMCPPattern(s string) error {
+	if len(s) > maxCapPath {
+		return fmt.Errorf("a URI of %d bytes, want at most %d", len(s), maxCapPath)
 	}
-	if err := errors.Join(checkList("tools", d.Tools), checkList("resources", d.Resources), checkList("prompts", d.Prompts)); err != nil {
-		return err
-	}
-	for _, name := range slices.Concat(d.Tools, d.Prompts) {
-		if err := CheckMCPName(name); err != nil {
-			return err
-		}
-	}
-	for _, r := range d.Resources {
-		if len(r) > maxCapPath {
-			return fmt.Errorf("resources: a URI of %d bytes, want at most %d", len(r), maxCapPath)
-		}
-		if err := CheckMCPURI(strings.TrimSuffix(r, "*")); err != nil {
-			return fmt.Errorf("resources: %w", err)
-		}
-	}
-	return nil
+	return CheckMCPURI(strings.TrimSuffix(s, "*"))
 }
 
 func (d MCPDetail) within(parent Detail) error {

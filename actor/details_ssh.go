@@ -1,6 +1,7 @@
 package actor
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -84,27 +85,10 @@ func (SSHDetail) Type() string             { return sshType }
 func (d SSHDetail) Targets() []spiffeid.ID { return d.Locations }
 
 func (d SSHDetail) validate() error {
-	if err := checkPlace(d.Locations, d.Actions, SSHVerbs()); err != nil {
-		return err
-	}
-	for _, l := range []struct {
-		name  string
-		list  []string
-		check func(string) error
-	}{
+	return cmp.Or(checkPlace(d.Locations, d.Actions, SSHVerbs()), checkEntries([]entries{
 		{"accounts", d.Accounts, CheckAccount}, {"commands", d.Commands, checkCommand}, {"programs", d.Programs, checkProgram},
 		{"subsystems", d.Subsystems, checkSubsystem}, {"paths", d.Paths, checkPathPattern}, {"forwards", d.Forwards, CheckForward},
-	} {
-		if err := checkList(l.name, l.list); err != nil {
-			return err
-		}
-		for _, v := range l.list {
-			if err := l.check(v); err != nil {
-				return fmt.Errorf("%s: %w", l.name, err)
-			}
-		}
-	}
-	return nil
+	}))
 }
 
 func (d SSHDetail) within(parent Detail) error {

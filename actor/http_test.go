@@ -1,13 +1,11 @@
 package actor_test
 
 import (
-	"encoding/json"
 	"math/rand/v2"
 	"strings"
 	"testing"
 
 	"github.com/deputymesh/deputy/actor"
-	"github.com/deputymesh/deputy/internal/testverifier"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"pgregory.net/rapid"
 )
@@ -40,74 +38,36 @@ func httpActions() []actor.HTTPAction {
 }
 
 func TestNoNarrowingOfRequestsEverWidens(t *testing.T) {
-	within, outside := 0, 0
-	actions := httpActions()
-	rapid.Check(t, func(t *rapid.T) {
-		parent, child := drawHTTP(t), drawHTTP(t)
+	noNarrowingWidens(t, func(t *rapid.T) (parent, child actor.Detail) {
+		p, c := drawHTTP(t), drawHTTP(t)
 		if rapid.Bool().Draw(t, "close") {
-			child = parent
-			child.Actions = parent.Actions[:2]
-			child.Paths = drawHTTP(t).Paths
+			c = p
+			c.Actions = p.Actions[:2]
+			c.Paths = drawHTTP(t).Paths
 		}
-		p, c := actor.Details{parent}, actor.Details{child}
-		if c.Within(p) != nil {
-			outside++
-			return
-		}
-		within++
-		for _, a := range actions {
-			if _, err := c.Match(a); err != nil {
-				continue
-			}
-			if _, err := p.Match(a); err != nil {
-				t.Fatalf("%+v is in %s but not in %s, which it lies within: %v", a, c, p, err)
-			}
-		}
-	})
-	if within < 5 || outside < 5 {
-		t.Errorf("%d lay within and %d outside: the draw proves little", within, outside)
-	}
+		return p, c
+	}, func(*rapid.T) []actor.HTTPAction { return httpActions() }, 5)
 }
 
 // Narrowing and matching of requests come out the same in both verifiers.
 func TestTwoVerifiersCompareHTTPCapabilitiesTheSame(t *testing.T) {
-	second := testverifier.Start(t)
+	second := compare(t)
 	r := rand.New(rand.NewPCG(20261126, 1))
 	gen := rapid.Custom(drawHTTP)
 	actions := httpActions()
-	counts := map[string]int{}
 	for i := range 1000 {
 		parent, child, a := gen.Example(3*i), gen.Example(3*i+1), actions[r.IntN(len(actions))]
 		if i%2 == 0 {
 			child = parent
 			child.Paths = gen.Example(3*i + 2).Paths
 		}
-		raw := func(d actor.HTTPDetail) json.RawMessage { return must(json.Marshal([]any{d})) }
-		var theirs struct{ Class string }
-		second.Ask(t, map[string]any{"narrowing": map[string]any{"parent": raw(parent), "child": raw(child)}}, &theirs)
-		c, p := actor.Details{child}, actor.Details{parent}
-		if got := string(actor.ClassOf(c.Within(p))); got != theirs.Class {
-			t.Errorf("ours %q, theirs %q: %s within %s", got, theirs.Class, raw(child), raw(parent))
-		}
-		counts["narrowing "+theirs.Class]++
-		theirs.Class = ""
-		second.Ask(t, map[string]any{"matching": map[string]any{"authorization_details": raw(parent),
-			"action": map[string]any{"type": "deputy_http", "target": a.Target.String(), "verb": a.Verb, "path": a.Path, "query": append(strs{}, actor.SplitQueryKeys(a.Query)...)}}}, &theirs)
-		_, err := p.Match(a)
-		if got := string(actor.ClassOf(err)); got != theirs.Class {
-			t.Errorf("ours %q, theirs %q: %+v within %s", got, theirs.Class, a, raw(parent))
-		}
-		counts["matching "+theirs.Class]++
+		second.ask(parent, child, a, map[string]any{"type": "deputy_http", "target": a.Target.String(), "verb": a.Verb, "path": a.Path, "query": append(strs{}, actor.SplitQueryKeys(a.Query)...)})
 	}
-	for _, want := range []string{"narrowing ", "narrowing details.wider", "matching ", "matching action.outside"} {
-		if counts[want] < 50 {
-			t.Errorf("%d times %q: the capabilities don't ask enough (%v)", counts[want], want, counts)
-		}
-	}
+	second.enough(50)
 }
 
 func TestMalformedHTTPCapabilitiesAreRefused(t *testing.T) {
-	second := testverifier.Start(t)
+	second := compare(t)
 	httpCap := func(kind string, actions strs, more ...any) map[string]any {
 		m := map[string]any{"type": kind, "locations": strs{target.String()}, "actions": actions}
 		for i := 0; i < len(more); i += 2 {
@@ -131,14 +91,7 @@ func TestMalformedHTTPCapabilitiesAreRefused(t *testing.T) {
 		bad[member+" empty"] = httpCap("deputy_http", strs{"get"}, member, strs{})
 		bad[member+" twice"] = httpCap("deputy_http", strs{"get"}, member, strs{"/a", "/a"})
 	}
-	for name, d := range bad {
-		_, err := actor.ParseDetails(must(json.Marshal([]any{d})))
-		var theirs struct{ Class string }
-		second.Ask(t, map[string]any{"narrowing": map[string]any{"parent": []any{good}, "child": []any{d}}}, &theirs)
-		if err == nil || verdict(theirs.Class) != "malformed" {
-			t.Errorf("%.60q: ours %v, theirs %q", name, err, theirs.Class)
-		}
-	}
+	second.judge(good, bad, true)
 }
 
 func TestTCPCapabilitiesOnlyConnect(t *testing.T) {

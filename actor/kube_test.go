@@ -1,7 +1,6 @@
 package actor_test
 
 import (
-	"encoding/json"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -10,7 +9,6 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/deputymesh/deputy/actor"
-	"github.com/deputymesh/deputy/internal/testverifier"
 )
 
 const rbacGroup = "rbac.authorization.k8s.io"
@@ -86,33 +84,20 @@ func nearKube(t *rapid.T, d, other actor.KubeDetail) actor.KubeDetail {
 
 // Narrowing never widens: what a capability within another covers, that one covers.
 func TestNarrowedKubeCapabilitiesCoverNoMore(t *testing.T) {
-	within, covered := 0, 0
-	rapid.Check(t, func(t *rapid.T) {
-		parent := drawKube(t)
-		child := nearKube(t, parent, drawKube(t))
-		c, p := actor.Details{child}, actor.Details{parent}
-		if c.Within(p) != nil {
-			return
+	noNarrowingWidens(t, func(t *rapid.T) (parent, child actor.Detail) {
+		p := drawKube(t)
+		return p, nearKube(t, p, drawKube(t))
+	}, func(t *rapid.T) []actor.KubeAction {
+		out := make([]actor.KubeAction, 60)
+		for i := range out {
+			out[i] = drawKubeAction(t)
 		}
-		within++
-		for range 60 {
-			a := drawKubeAction(t)
-			if _, err := c.Match(a); err != nil {
-				continue
-			}
-			covered++
-			if _, err := p.Match(a); err != nil {
-				t.Fatalf("%+v is in %s but not in %s, which it lies within: %v", a, c, p, err)
-			}
-		}
-	})
-	if within < 20 || covered < 100 {
-		t.Errorf("%d lay within, %d actions were covered: the draw proves little", within, covered)
-	}
+		return out
+	}, 20)
 }
 
 func TestTwoVerifiersCompareKubeCapabilitiesTheSame(t *testing.T) {
-	second := testverifier.Start(t)
+	second := compare(t)
 	type pair struct {
 		parent, child actor.KubeDetail
 		action        actor.KubeAction
@@ -122,38 +107,19 @@ func TestTwoVerifiersCompareKubeCapabilitiesTheSame(t *testing.T) {
 		return pair{parent, nearKube(t, parent, drawKube(t)), drawKubeAction(t)}
 	})
 	r := rand.New(rand.NewPCG(20261126, 3))
-	counts := map[string]int{}
 	for range 2000 {
 		q := gen.Example(r.IntN(1 << 30))
-		raw := func(d actor.KubeDetail) json.RawMessage { return must(json.Marshal([]any{d})) }
-		var theirs struct{ Class string }
-		second.Ask(t, map[string]any{"narrowing": map[string]any{"parent": raw(q.parent), "child": raw(q.child)}}, &theirs)
-		c, p := actor.Details{q.child}, actor.Details{q.parent}
-		if got := string(actor.ClassOf(c.Within(p))); got != theirs.Class {
-			t.Errorf("ours %q, theirs %q: %s within %s", got, theirs.Class, raw(q.child), raw(q.parent))
-		}
-		counts["narrowing "+theirs.Class]++
-		theirs.Class = ""
 		o := q.action.Object
-		second.Ask(t, map[string]any{"matching": map[string]any{"authorization_details": raw(q.parent), "action": map[string]any{
+		second.ask(q.parent, q.child, q.action, map[string]any{
 			"type": "deputy_kube", "target": q.action.Target.String(), "verb": q.action.Verb, "path": q.action.Path, "group": o.Group, "resource": o.Resource,
 			"subresource": o.Subresource, "namespace": o.Namespace, "name": o.Name, "container": o.Container, "command": o.Command,
-		}}}, &theirs)
-		_, err := p.Match(q.action)
-		if got := string(actor.ClassOf(err)); got != theirs.Class {
-			t.Errorf("ours %q (%v), theirs %q: %+v within %s", got, err, theirs.Class, q.action, raw(q.parent))
-		}
-		counts["matching "+theirs.Class]++
+		})
 	}
-	for _, want := range []string{"narrowing ", "narrowing details.wider", "matching ", "matching action.outside"} {
-		if counts[want] < 50 {
-			t.Errorf("%d times %q: the capabilities don't ask enough (%v)", counts[want], want, counts)
-		}
-	}
+	second.enough(50)
 }
 
 func TestMalformedKubeCapabilitiesAreRefused(t *testing.T) {
-	second := testverifier.Start(t)
+	second := compare(t)
 	capability := func(actions strs, member string, values strs) map[string]any {
 		m := map[string]any{"type": "deputy_kube", "locations": strs{target.String()}, "actions": actions}
 		if member != "" {
@@ -177,14 +143,8 @@ func TestMalformedKubeCapabilitiesAreRefused(t *testing.T) {
 		}
 		bad[member+" empty"] = capability(strs{"get"}, member, strs{})
 	}
-	for name, d := range bad {
-		_, err := actor.ParseDetails(must(json.Marshal([]any{d})))
-		var theirs struct{ Class string }
-		second.Ask(t, map[string]any{"narrowing": map[string]any{"parent": []any{good}, "child": []any{d}}}, &theirs)
-		if err == nil || verdict(theirs.Class) != "malformed" {
-			t.Errorf("%.60q: ours %v, theirs %q", name, err, theirs.Class)
-		}
-	}
+	second.judge(good, bad, true)
+	fine := map[string]any{}
 	for member, values := range map[string]strs{
 		"resources":  append(kubePatterns, "a1.b2.c3/d4", "1pods"),
 		"namespaces": append(kubeNamespaces, "a-*", "0"),
@@ -194,14 +154,10 @@ func TestMalformedKubeCapabilitiesAreRefused(t *testing.T) {
 		"paths":      append(kubePaths, "/", "/a/"),
 	} {
 		for _, v := range values {
-			_, err := actor.ParseDetails(must(json.Marshal([]any{capability(strs{"get"}, member, strs{v})})))
-			var theirs struct{ Class string }
-			second.Ask(t, map[string]any{"narrowing": map[string]any{"parent": []any{good}, "child": []any{capability(strs{"get"}, member, strs{v})}}}, &theirs)
-			if err != nil || theirs.Class != "" {
-				t.Errorf("%s %q: ours %v, theirs %q", member, v, err, theirs.Class)
-			}
+			fine[member+" "+v] = capability(strs{"get"}, member, strs{v})
 		}
 	}
+	second.judge(good, fine, false)
 }
 
 // Two lists of words never have one text, so a command that was decided is the command that runs.

@@ -1,14 +1,12 @@
 package actor_test
 
 import (
-	"encoding/json"
 	"math/rand/v2"
 	"os/exec"
 	"strings"
 	"testing"
 
 	"github.com/deputymesh/deputy/actor"
-	"github.com/deputymesh/deputy/internal/testverifier"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"pgregory.net/rapid"
 )
@@ -59,34 +57,16 @@ func sshActions() []actor.SSHAction {
 }
 
 func TestNoNarrowingOnAHostEverWidens(t *testing.T) {
-	within, outside := 0, 0
-	actions := sshActions()
-	rapid.Check(t, func(t *rapid.T) {
-		parent, child := drawSSH(t), drawSSH(t)
+	noNarrowingWidens(t, func(t *rapid.T) (parent, child actor.Detail) {
+		p, c := drawSSH(t), drawSSH(t)
 		if rapid.Bool().Draw(t, "close") {
-			child = parent
-			child.Actions = parent.Actions[:2]
-			child.Paths = drawSSH(t).Paths
-			child.Commands = drawSSH(t).Commands
+			c = p
+			c.Actions = p.Actions[:2]
+			c.Paths = drawSSH(t).Paths
+			c.Commands = drawSSH(t).Commands
 		}
-		p, c := actor.Details{parent}, actor.Details{child}
-		if c.Within(p) != nil {
-			outside++
-			return
-		}
-		within++
-		for _, a := range actions {
-			if _, err := c.Match(a); err != nil {
-				continue
-			}
-			if _, err := p.Match(a); err != nil {
-				t.Fatalf("%+v is in %s but not in %s, which it lies within: %v", a, c, p, err)
-			}
-		}
-	})
-	if within < 5 || outside < 5 {
-		t.Errorf("%d lay within and %d outside: the draw proves little", within, outside)
-	}
+		return p, c
+	}, func(*rapid.T) []actor.SSHAction { return sshActions() }, 5)
 }
 
 func TestAPlainCommandHasNothingForAShell(t *testing.T) {
@@ -135,7 +115,7 @@ func TestShellsReadAPlainCommandAsItsWords(t *testing.T) {
 }
 
 func TestMalformedHostCapabilitiesAreRefused(t *testing.T) {
-	second := testverifier.Start(t)
+	second := compare(t)
 	good := sshCap(strs{"exec"})
 	bad := map[string]any{}
 	for member, values := range map[string]strs{
@@ -155,49 +135,22 @@ func TestMalformedHostCapabilitiesAreRefused(t *testing.T) {
 	bad["unknown action"] = sshCap(strs{"everything"})
 	bad["unknown member"] = sshCap(strs{"exec"}, "databases", strs{"x"})
 	bad["max_rows"] = sshCap(strs{"exec"}, "max_rows", 5)
-	for name, d := range bad {
-		_, err := actor.ParseDetails(must(json.Marshal([]any{d})))
-		var theirs struct{ Class string }
-		second.Ask(t, map[string]any{"narrowing": map[string]any{"parent": []any{good}, "child": []any{d}}}, &theirs)
-		if err == nil || verdict(theirs.Class) != "malformed" {
-			t.Errorf("%.60q: ours %v, theirs %q", name, err, theirs.Class)
-		}
-	}
+	second.judge(good, bad, true)
 }
 
 // Narrowing and matching on hosts come out the same in both verifiers.
 func TestTwoVerifiersCompareHostCapabilitiesTheSame(t *testing.T) {
-	second := testverifier.Start(t)
+	second := compare(t)
 	r := rand.New(rand.NewPCG(20261125, 4))
 	gen := rapid.Custom(drawSSH)
 	actions := sshActions()
-	counts := map[string]int{}
 	for i := range 1000 {
 		parent, child, a := gen.Example(3*i), gen.Example(3*i+1), actions[r.IntN(len(actions))]
 		if i%2 == 0 {
 			child = parent
 			child.Paths, child.Programs = gen.Example(3*i+2).Paths, gen.Example(3*i+1).Programs
 		}
-		raw := func(d actor.SSHDetail) json.RawMessage { return must(json.Marshal([]any{d})) }
-		var theirs struct{ Class string }
-		second.Ask(t, map[string]any{"narrowing": map[string]any{"parent": raw(parent), "child": raw(child)}}, &theirs)
-		c, p := actor.Details{child}, actor.Details{parent}
-		if got := string(actor.ClassOf(c.Within(p))); got != theirs.Class {
-			t.Errorf("ours %q, theirs %q: %s within %s", got, theirs.Class, raw(child), raw(parent))
-		}
-		counts["narrowing "+theirs.Class]++
-		theirs.Class = ""
-		second.Ask(t, map[string]any{"matching": map[string]any{"authorization_details": raw(parent),
-			"action": map[string]any{"type": "deputy_ssh", "target": a.Target.String(), "verb": a.Verb, "account": a.Account, "object": a.Object}}}, &theirs)
-		_, err := p.Match(a)
-		if got := string(actor.ClassOf(err)); got != theirs.Class {
-			t.Errorf("ours %q, theirs %q: %+v within %s", got, theirs.Class, a, raw(parent))
-		}
-		counts["matching "+theirs.Class]++
+		second.ask(parent, child, a, map[string]any{"type": "deputy_ssh", "target": a.Target.String(), "verb": a.Verb, "account": a.Account, "object": a.Object})
 	}
-	for _, want := range []string{"narrowing ", "narrowing details.wider", "matching ", "matching action.outside"} {
-		if counts[want] < 50 {
-			t.Errorf("%d times %q: the capabilities don't ask enough (%v)", counts[want], want, counts)
-		}
-	}
+	second.enough(50)
 }
