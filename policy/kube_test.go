@@ -258,6 +258,7 @@ func TestAPermitOfSomeIsNoneOfAll(t *testing.T) {
 // What a request for all is given is what each of its objects would be given by itself, and no demand on one of them is left out.
 func TestAllIsNoMoreThanEach(t *testing.T) {
 	names, namespaces, containers := []string{"a", "ab", "b"}, []string{"x", "y"}, []string{"c", "d"}
+	allowed, demanded := 0, 0
 	rapid.Check(t, func(rt *rapid.T) {
 		pick := func(from ...string) string { return rapid.SampledFrom(from).Draw(rt, "pick") }
 		var condition func(depth int) string
@@ -280,21 +281,32 @@ func TestAllIsNoMoreThanEach(t *testing.T) {
 		}
 		set, err := policy.Compile(kubeSource(text.String()))
 		if err != nil {
-			rt.Skip(err) // what the linter refuses
+			rt.Fatalf("%s%v", text.String(), err)
 		}
 		decide := func(action string, o actor.KubeObject) policy.Decision {
 			return set.Decide(policy.Request{Subject: subject(t, facts(nil, planner)), Now: now, Action: action, Resource: policy.KubeResource("prod", o)})
 		}
-		all := actor.KubeObject{Resource: "pods", Namespace: pick("", "x"), Name: pick("", "a")}
-		action, each := "kube:list", []actor.KubeObject{}
-		if rapid.Bool().Draw(rt, "log") {
-			action, all = "kube:get", actor.KubeObject{Resource: "pods", Subresource: "log", Namespace: "x", Name: "a"}
-			for _, c := range containers {
-				o := all
-				o.Container = c
-				each = append(each, o)
+		ask := func(action string, all actor.KubeObject, each []actor.KubeObject) {
+			d := decide(action, all)
+			if d.Allow {
+				allowed++
+				demanded += len(d.Obligations.Masks)
 			}
-		} else {
+			for _, o := range each {
+				one := decide(action, o)
+				if d.Allow && !one.Allow {
+					rt.Fatalf("%s%s of %+v is allowed by %v, and not of %+v: %+v", text.String(), action, all, d.Policies, o, one)
+				}
+				for _, m := range one.Obligations.Masks {
+					if d.Allow && !slices.Contains(d.Obligations.Masks, m) {
+						rt.Fatalf("%s%s of %+v is allowed without %s, and of %+v with it", text.String(), action, all, m, o)
+					}
+				}
+			}
+		}
+		for _, all := range []actor.KubeObject{{}, {Name: "a"}, {Namespace: "x"}} {
+			all.Resource = "pods"
+			var each []actor.KubeObject
 			for _, namespace := range namespaces {
 				for _, name := range names {
 					if (all.Namespace == "" || all.Namespace == namespace) && (all.Name == "" || all.Name == name) {
@@ -302,20 +314,22 @@ func TestAllIsNoMoreThanEach(t *testing.T) {
 					}
 				}
 			}
+			ask("kube:list", all, each)
 		}
-		d := decide(action, all)
-		for _, o := range each {
-			one := decide(action, o)
-			if d.Allow && !one.Allow {
-				rt.Fatalf("%s%s of %+v is allowed by %v, and not of %+v: %+v", text.String(), action, all, d.Policies, o, one)
+		for _, name := range names {
+			log := actor.KubeObject{Resource: "pods", Subresource: "log", Namespace: "x", Name: name}
+			var each []actor.KubeObject
+			for _, c := range containers {
+				o := log
+				o.Container = c
+				each = append(each, o)
 			}
-			for _, m := range one.Obligations.Masks {
-				if d.Allow && !slices.Contains(d.Obligations.Masks, m) {
-					rt.Fatalf("%s%s of %+v is allowed without %s, and of %+v with it", text.String(), action, all, m, o)
-				}
-			}
+			ask("kube:get", log, each)
 		}
 	})
+	if allowed < 20 || demanded < 10 {
+		t.Errorf("%d were allowed with %d masks: the draw proves little", allowed, demanded)
+	}
 }
 
 // The cluster chooses where a request doesn't: a forbid about a container isn't gone around by naming none.

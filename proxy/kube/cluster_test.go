@@ -343,9 +343,11 @@ func TestKubectl(t *testing.T) {
 	})
 	t.Run("update", r.updates)
 	t.Run("admission_quotes_a_secret", func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
 		r.cluster.Apply(quoting)
 		for !strings.Contains(r.cluster.Failing("patch", "secret", "-n", "shop", "db", "--dry-run=server", "-p", `{"data":{"denied":""}}`), "says "+value64) {
-			if t.Context().Err() != nil {
+			if ctx.Err() != nil {
 				t.Fatal("the admission policy never began")
 			}
 		}
