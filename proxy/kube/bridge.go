@@ -65,7 +65,8 @@ func (x *exchange) bridge(ctx context.Context, r *http.Request) error {
 
 // took notes what became of a stream. A command whose end nobody told is cut.
 func (x *exchange) took(result streams.Result, err error) {
-	x.status, x.sent, x.bytes = result.Status, result.Sent, result.Received
+	x.status, x.bytes = result.Status, result.Received
+	x.sent.Store(result.Sent)
 	if result.Exit != nil {
 		x.exit, x.failed = "exit "+strconv.Itoa(result.Exit.Code), result.Exit.Code != 0
 	}

@@ -156,6 +156,16 @@ func TestEachRequestIsDecidedAsWhatItDoes(t *testing.T) {
 	if q, body := r.got(); q.RequestURI != "/api/v1/namespaces/shop/pods?fieldManager=a+b" || body != `{"metadata":{"name":"web"}}` || q.Header.Get("Content-Type") != "application/json" {
 		t.Errorf("the cluster got %s %s", q.RequestURI, body)
 	}
+	// How much left is on record, also of what isn't read here.
+	r.can("proxy shop/services/web/proxy")
+	if a := r.ask("POST", "/api/v1/namespaces/shop/services/web/proxy/x", "hello", "Content-Type", "text/plain"); a.StatusCode != 200 {
+		t.Error(a.StatusCode)
+	}
+	for path, want := range map[string]int64{"/proxy/x": int64(len("hello")), "/shop/pods": int64(len(`{"metadata":{"name":"web"}}`))} {
+		if e := r.Await(t, "completed", path); e.Out.Sent != want {
+			t.Errorf("%s: %d bytes were sent by the record, want %d", path, e.Out.Sent, want)
+		}
+	}
 }
 
 func TestWhatCantBeDecidedIsRefused(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/deputymesh/deputy/actor"
@@ -24,6 +25,7 @@ func (x *exchange) relay(ctx context.Context, r *http.Request) error {
 		return err
 	}
 	x.pass.Forwarded(int64(len(x.content.text)))
+	x.sent.Store(int64(len(x.content.text)))
 	a, err := x.account.RoundTrip(q)
 	if err != nil {
 		return err
@@ -52,10 +54,10 @@ func (x *exchange) outgoing(ctx context.Context, r *http.Request) (*http.Request
 	var body io.Reader
 	proxied := actor.KubeVerbFor(x.request.object) == "proxy"
 	switch {
-	case proxied:
-		body = r.Body
+	case proxied && r.Body != http.NoBody:
+		body = counted{r.Body, &x.sent}
 	case len(x.content.text) > 0:
-		body = bytes.NewReader(x.content.text)
+		body = bytes.NewReader(x.content.text) // which the transport may send again on another connection
 	}
 	q, err := http.NewRequestWithContext(ctx, x.request.method, u.String(), body)
 	if err != nil {
@@ -85,6 +87,18 @@ func (x *exchange) outgoing(ctx context.Context, r *http.Request) (*http.Request
 		acceptMasked(q.Header, x.masks.tables)
 	}
 	return q, impersonate(q.Header, x.user, x.groups, x.core.Chain(), x.pass.RecordID())
+}
+
+// counted is a body that is counted as it leaves: one of a proxy subresource, which is held nowhere.
+type counted struct {
+	io.ReadCloser
+	n *atomic.Int64
+}
+
+func (c counted) Read(b []byte) (int, error) {
+	n, err := c.ReadCloser.Read(b)
+	c.n.Add(int64(n))
+	return n, err
 }
 
 // ofHop are headers between two ends of a connection.

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/deputymesh/deputy/actor"
@@ -35,14 +36,14 @@ type exchange struct {
 	reading policy.Obligations // masks that reading the object has, on an answer to a write
 	masks   *masker            // nil without
 
-	release func() // of its place for a large body
-	status  int    // of the cluster's answer
-	bytes   int64  // to the agent
-	sent    int64  // to a pod
-	exit    string // how a command ended
-	failed  bool   // it ended badly
-	begun   bool   // the answer's head has left
-	whole   bool   // the answer went through to its end
+	release func()       // of its place for a large body
+	status  int          // of the cluster's answer
+	bytes   int64        // to the agent
+	sent    atomic.Int64 // to the cluster, of the content or into a pod
+	exit    string       // how a command ended
+	failed  bool         // it ended badly
+	begun   bool         // the answer's head has left
+	whole   bool         // the answer went through to its end
 }
 
 // ServeHTTP takes one request from its credential to its outcome.
@@ -248,7 +249,7 @@ func (x *exchange) refuse(r *http.Request, err error) {
 }
 
 func (x *exchange) complete(ctx context.Context, status string) error {
-	o := proxy.Outcome{Status: status, Bytes: x.bytes, Sent: x.sent}
+	o := proxy.Outcome{Status: status, Bytes: x.bytes, Sent: x.sent.Load()}
 	if x.masks != nil {
 		o.Masked = x.masks.counts()
 	}
