@@ -22,7 +22,7 @@ func canonical(text string) (out string, moving bool, err error) {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
-	before := lexer.Type(lexer.EOF)
+	before := lexer.EOF
 	for n := 0; ; n++ {
 		t, err := l.ReadToken()
 		switch {
