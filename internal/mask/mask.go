@@ -88,15 +88,17 @@ func New(key []byte) (*Keyed, error) {
 	if len(key) < MinKey {
 		return nil, fmt.Errorf("the key of the hash masker has %d bytes; it needs %d or more", len(key), MinKey)
 	}
-	return &Keyed{key: slices.Clone(key), large: make(chan struct{}, maxLarge)}, nil
+	return withKey(slices.Clone(key)), nil
 }
 
 // Random makes a Keyed with a key of its own, which nobody sees: what it hashes can be compared for as long as it lives.
 func Random() *Keyed {
 	key := make([]byte, MinKey)
 	rand.Read(key) // never fails
-	return &Keyed{key: key}
+	return withKey(key)
 }
+
+func withKey(key []byte) *Keyed { return &Keyed{key: key, large: make(chan struct{}, maxLarge)} }
 
 // Apply replaces one value of the type typeOID, as it stands in a DataRow with the given format; a
 // nil value is NULL. It gives the bytes to send instead, or null.
