@@ -102,7 +102,7 @@ func (e *Engine) maskAnswer(r *http.Response, x *exchange) error {
 	go func() {
 		defer close(x.masking)
 		defer body.Close()
-		err := masked(masks, copyTo, write, counted{body, &x.received}, zipped)
+		err := masked(masks, copyTo, write, hop.Counted{ReadCloser: body, N: &x.received}, zipped)
 		if err != nil && r.Request.Context().Err() == nil {
 			e.cfg.Logger.ErrorContext(r.Request.Context(), "a masked answer was cut", "target", e.hop.Name(), "error", err)
 		}

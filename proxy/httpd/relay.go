@@ -153,7 +153,7 @@ func (e *Engine) rewrite(p *httputil.ProxyRequest) {
 		p.Out.Header.Set("Content-Type", "application/json")
 	}
 	if p.Out.Body != nil && p.Out.Body != http.NoBody {
-		p.Out.Body = counted{p.Out.Body, &x.sent}
+		p.Out.Body = hop.Counted{ReadCloser: p.Out.Body, N: &x.sent}
 	}
 }
 
@@ -248,18 +248,6 @@ func (e *Engine) unanswered(w http.ResponseWriter, r *http.Request, err error) {
 		return
 	}
 	hop.WriteProblem(w, http.StatusBadGateway, no)
-}
-
-// counted counts what is read of a body.
-type counted struct {
-	io.ReadCloser
-	n *atomic.Int64
-}
-
-func (c counted) Read(b []byte) (int, error) {
-	n, err := c.ReadCloser.Read(b)
-	c.n.Add(int64(n))
-	return n, err
 }
 
 // countedBoth counts what goes both ways once HTTP is left.

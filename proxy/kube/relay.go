@@ -9,10 +9,10 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"github.com/deputymesh/deputy/actor"
+	"github.com/deputymesh/deputy/proxy/internal/hop"
 )
 
 // fromAgent are the headers that an agent says to an API server.
@@ -55,7 +55,7 @@ func (x *exchange) outgoing(ctx context.Context, r *http.Request) (*http.Request
 	proxied := actor.KubeVerbFor(x.request.object) == "proxy"
 	switch {
 	case proxied && r.Body != http.NoBody:
-		body = counted{r.Body, &x.sent}
+		body = hop.Counted{ReadCloser: r.Body, N: &x.sent} // it is held nowhere
 	case len(x.content.text) > 0:
 		body = bytes.NewReader(x.content.text) // which the transport may send again on another connection
 	}
@@ -87,18 +87,6 @@ func (x *exchange) outgoing(ctx context.Context, r *http.Request) (*http.Request
 		acceptMasked(q.Header, x.masks.tables)
 	}
 	return q, impersonate(q.Header, x.user, x.groups, x.core.Chain(), x.pass.RecordID())
-}
-
-// counted is a body that is counted as it leaves: one of a proxy subresource, which is held nowhere.
-type counted struct {
-	io.ReadCloser
-	n *atomic.Int64
-}
-
-func (c counted) Read(b []byte) (int, error) {
-	n, err := c.ReadCloser.Read(b)
-	c.n.Add(int64(n))
-	return n, err
 }
 
 // ofHop are headers between two ends of a connection.

@@ -90,31 +90,13 @@ func (r *realRig) streams(t *testing.T, env []string) {
 		web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "behind the pod") }))
 		defer web.Close()
 		_, port, _ := net.SplitHostPort(strings.TrimPrefix(web.URL, "http://"))
-		cmd := r.kubectl(ctx, "", "port-forward", "pod/pod", ":"+port, ":1")
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
-		locals := regexp.MustCompile(`127\.0\.0\.1:(\d+) -> (\d+)`)
-		var text []byte
-		for len(locals.FindAll(text, -1)) < 2 {
-			buffer := make([]byte, 512)
-			n, err := out.Read(buffer)
-			if text = append(text, buffer[:n]...); err != nil {
-				t.Fatalf("%v: %s", err, text)
-			}
-		}
-		for _, l := range locals.FindAllSubmatch(text, -1) {
-			ask, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:"+string(l[1]), nil)
+		for to, local := range r.forward(ctx, t, port, "1") {
+			ask, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+local, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
 			a, err := http.DefaultClient.Do(ask)
-			if string(l[2]) == "1" {
+			if to == "1" {
 				if err == nil {
 					t.Errorf("a port that isn't allowed answers %d", a.StatusCode)
 				}
@@ -164,6 +146,34 @@ func (r *realRig) streams(t *testing.T, env []string) {
 	})
 }
 
+// forward starts kubectl's port-forward to ports of a pod, until the test's end, and gives its own address for each.
+func (r *realRig) forward(ctx context.Context, t *testing.T, ports ...string) map[string]string {
+	t.Helper()
+	args := []string{"port-forward", "pod/pod", "--address", "127.0.0.1"}
+	for _, p := range ports {
+		args = append(args, ":"+p)
+	}
+	cmd := r.kubectl(ctx, "", args...)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	said, locals := regexp.MustCompile(`(127\.0\.0\.1:\d+) -> (\d+)`), map[string]string{}
+	for lines := bufio.NewScanner(out); len(locals) < len(ports); {
+		if !lines.Scan() {
+			t.Fatalf("kubectl forwards %v of %v: %v", locals, ports, lines.Err())
+		}
+		if l := said.FindStringSubmatch(lines.Text()); l != nil {
+			locals[l[2]] = l[1]
+		}
+	}
+	return locals
+}
+
 // stopped ends the engine under a forwarded connection, which hasn't ended by itself then.
 func (r *realRig) stopped(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -174,21 +184,7 @@ func (r *realRig) stopped(t *testing.T) {
 	_, port, _ := net.SplitHostPort(l.Addr().String())
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	cmd := r.kubectl(ctx, "", "port-forward", "pod/pod", ":"+port)
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
-	line, err := bufio.NewReader(out).ReadString('\n')
-	if err != nil {
-		t.Fatal(err)
-	}
-	local := regexp.MustCompile(`127\.0\.0\.1:\d+`).FindString(line)
-	near, err := net.DialTimeout("tcp", local, 20*time.Second)
+	near, err := net.DialTimeout("tcp", r.forward(ctx, t, port)[port], 20*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
