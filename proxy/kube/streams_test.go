@@ -90,8 +90,9 @@ func (r *realRig) streams(t *testing.T, env []string) {
 		web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "behind the pod") }))
 		defer web.Close()
 		_, port, _ := net.SplitHostPort(strings.TrimPrefix(web.URL, "http://"))
-		for to, local := range r.forward(ctx, t, port, "1") {
-			ask, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+local, nil)
+		locals := r.forward(ctx, t, port, "1")
+		for _, to := range []string{port, "1"} { // kubectl forwards no more once one was refused
+			ask, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+locals[to], nil)
 			if err != nil {
 				t.Fatal(err)
 			}
