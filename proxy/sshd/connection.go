@@ -16,7 +16,9 @@ import (
 
 // When a session ends that neither side ended, what it runs is asked to end, then ended, then cut off.
 const (
-	killAfter  = 150 * time.Millisecond
+	// sayWithin is how long a program's signal waits for the agent to take why.
+	sayWithin  = 100 * time.Millisecond
+	killAfter  = 200 * time.Millisecond
 	closeAfter = 400 * time.Millisecond
 	// hearAfter is how long a target may take to hear of the signals.
 	hearAfter = 200 * time.Millisecond
@@ -114,11 +116,22 @@ func (c *connection) end(message, signal string) {
 		running = append(running, p)
 	}
 	c.mu.Unlock()
-	// Either peer may have stopped reading, so nobody waits for what is said here; closing the connections frees it.
+	// Either peer may have stopped reading, so nobody waits long for what is said here; closing the connections frees it. But behind the end of a
+	// program nothing can be said, so its signal comes after.
 	for _, p := range running {
-		c.tasks.Go(func() { p.say(message) })
+		said := make(chan struct{})
+		c.tasks.Go(func() {
+			defer close(said)
+			p.say(message)
+		})
 		if signal != "" {
-			c.tasks.Go(func() { p.signal(signal) })
+			c.tasks.Go(func() {
+				select {
+				case <-said:
+				case <-time.After(sayWithin):
+				}
+				p.signal(signal)
+			})
 		}
 	}
 	if !allEnded(running, killAfter) && signal == "TERM" {

@@ -64,6 +64,35 @@ func TestARevokedSessionEndsWithinASecondWithWhatItRuns(t *testing.T) {
 	}
 }
 
+// An agent hears why before what it runs is ended: behind the end of the program nothing can be said any more.
+func TestWhyASessionEndsIsSaidBeforeItsProgramsEnd(t *testing.T) {
+	w := newWorld(t, ops)
+	for range 20 {
+		c := w.client()
+		s, err := c.NewSession()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := s.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var said bytes.Buffer
+		s.Stderr = &said
+		if err := s.Start("echo begun; exec sleep 30.2"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(out, make([]byte, len("begun\n"))); err != nil {
+			t.Fatal(err)
+		}
+		w.ledger.last().cancel(&proxy.Ended{Class: proxy.ClassRevoked, Reason: "the task is revoked"})
+		if err := s.Wait(); err == nil || !strings.Contains(said.String(), "this session has ended: the task is revoked") {
+			t.Fatalf("%v, and it was told %q", err, &said)
+		}
+		_ = c.Close()
+	}
+}
+
 func TestNobodyIsWaitedForWhenASessionEnds(t *testing.T) {
 	w := newWorld(t, ops)
 	c := w.client()
