@@ -21,6 +21,8 @@ const done = "[DONE]"
 
 // Events copies a stream of server-sent events (HTML, 9.2 "Server-sent events"). An event goes on as soon as it is whole: its data with the masks put on,
 // with its type, id and retry time. Where members are masked, the data of each event must be one JSON text. Comments keep a connection alive, and nothing more.
+// Unlike internal/eventstream, whose streams hold messages of one protocol, it reads what any service may write, as HTML says: lines that end in a carriage
+// return, a byte order mark, fields beside the data. It may, since every event is written anew, so that who reads it finds one way to read it.
 func (m *JSON) Events(to *bufio.Writer, from io.Reader) error {
 	lines := &lines{r: bufio.NewReader(from)}
 	var event, id, retry string

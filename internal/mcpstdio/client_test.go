@@ -246,6 +246,7 @@ func TestEveryRequestGetsAnAnswer(t *testing.T) {
 		"events of no JSON":  {"text/event-stream", "data: x\n\n", 200, "broke off"},
 		"several lines":      {"application/json", "{\"jsonrpc\":\"2.0\",\n\"id\":1,\n\"result\":{}}", 200, `"result":{}`},
 		"events over lines":  {"text/event-stream", "id: 1\nevent: message\ndata: {\"jsonrpc\":\"2.0\",\ndata: \"id\":1,\"result\":{}}\n\n", 200, `"result":{}`},
+		"a lone return":      {"text/event-stream", "data: {\"jsonrpc\":\"2.0\",\r\"id\":1,\"result\":{}}\n\n", 200, "carriage return"},
 		"an empty event too": {"text/event-stream", "id: 1\ndata:\n\n: x\n\ndata: {\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{}}\r\n\r\n", 200, `"result":{}`},
 	} {
 		web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {

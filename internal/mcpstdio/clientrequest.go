@@ -1,7 +1,6 @@
 package mcpstdio
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -10,6 +9,8 @@ import (
 	"mime"
 	"net/http"
 	"strings"
+
+	"github.com/deputymesh/deputy/internal/eventstream"
 )
 
 // request sends a request and writes what comes back, to its response.
@@ -69,11 +70,14 @@ func (c *Client) begun(m message, a *http.Response) {
 
 // events writes the messages of a stream. It says whether the response to m was among them.
 func (c *Client) events(body io.Reader, m message) (bool, error) {
-	r := bufio.NewReaderSize(body, 32<<10)
+	events := eventstream.New(body, maxToClient, nil)
 	for {
-		data, err := readEvent(r, maxToClient)
+		data, err := events.Next()
 		if err != nil {
 			return false, err
+		}
+		if data == nil {
+			continue // it keeps the connection alive
 		}
 		got, err := parse(data)
 		if err != nil {

@@ -87,7 +87,7 @@ func errorMessage(id json.RawMessage, code int, text string, data any) []byte {
 	return out
 }
 
-// errLong is a line, an event or a body over its limit.
+// errLong is a line over its limit.
 var errLong = errors.New("a message is longer than is taken")
 
 // readLine reads a line of at most max bytes, without its end. Empty lines are skipped. What comes before the end of the stream without an end of
@@ -108,43 +108,6 @@ func readLine(r *bufio.Reader, max int) ([]byte, error) {
 		}
 		if out = bytes.TrimSpace(out); len(out) > 0 {
 			return out, nil
-		}
-	}
-}
-
-// readEvent reads the data of the next event of a stream (HTML, "Server-sent events") that has any.
-func readEvent(r *bufio.Reader, max int) ([]byte, error) {
-	var data []byte
-	has, size := false, 0
-	for {
-		var l []byte
-		for {
-			part, err := r.ReadSlice('\n')
-			if size += len(part); size > max {
-				return nil, fmt.Errorf("%w (%d bytes)", errLong, max)
-			}
-			l = append(l, part...)
-			if errors.Is(err, bufio.ErrBufferFull) {
-				continue
-			}
-			if err != nil {
-				return nil, err // what has no end is no event
-			}
-			break
-		}
-		l = bytes.TrimRight(l, "\r\n")
-		if len(l) == 0 {
-			if len(data) > 0 {
-				return data, nil
-			}
-			data, has, size = nil, false, 0
-			continue
-		}
-		if name, value, _ := bytes.Cut(l, []byte(":")); string(name) == "data" {
-			if has {
-				data = append(data, '\n')
-			}
-			data, has = append(data, bytes.TrimPrefix(value, []byte(" "))...), true
 		}
 	}
 }

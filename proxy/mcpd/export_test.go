@@ -2,7 +2,6 @@ package mcpd
 
 import (
 	"bytes"
-	"io"
 	"strconv"
 	"time"
 
@@ -28,21 +27,6 @@ func MaskForTest(method, response string, rules []policy.MaskRule) ([]byte, erro
 func ParseForTest(data []byte) (method string, request bool, err error) {
 	m, err := parseMessage(data)
 	return m.method, m.kind == isRequest, err
-}
-
-// EventsForTest gives the data of all events of a stream.
-func EventsForTest(r io.Reader) ([]string, error) {
-	s := newEvents(r, func() bool { return true })
-	var out []string
-	for {
-		data, err := s.next()
-		if err != nil {
-			return out, err
-		}
-		if data != nil {
-			out = append(out, string(data))
-		}
-	}
 }
 
 // SessionsForTest are sessions of one chain.

@@ -3,10 +3,6 @@ package mcpd_test
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
-	"io"
-	"slices"
-	"strings"
 	"testing"
 
 	"github.com/deputymesh/deputy/proxy/mcpd"
@@ -35,43 +31,6 @@ func FuzzMessage(f *testing.F) {
 		}
 		if p := bytes.TrimSpace(lenient.Params); len(p) > 0 && p[0] != '{' {
 			t.Errorf("%q: params %q", data, p)
-		}
-	})
-}
-
-// What is read of a stream is what a plain reading of its lines gives, however it is cut up.
-func FuzzEvents(f *testing.F) {
-	for _, s := range []string{"data: a\n\n", "event: x\ndata:a\ndata: b\n\n", ": ping\n\ndata: a\r\n\r\n", "data\n\n", "data: a\rdata: b\n\n", "data: a", "id: 1\n\n", "\n\n\ndata: x\n:c\ndata: y\n\n"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, text string) {
-		got, err := mcpd.EventsForTest(strings.NewReader(text))
-		again, errAgain := mcpd.EventsForTest(io.MultiReader(strings.NewReader(text[:len(text)/2]), strings.NewReader(text[len(text)/2:])))
-		if !slices.Equal(got, again) || errors.Is(err, io.EOF) != errors.Is(errAgain, io.EOF) {
-			t.Errorf("%q: %q %v, and %q %v", text, got, err, again, errAgain)
-		}
-		if !errors.Is(err, io.EOF) {
-			return
-		}
-		var want []string
-		var data []string
-		lines := strings.Split(text, "\n")
-		for _, line := range lines[:len(lines)-1] {
-			line = strings.TrimSuffix(line, "\r")
-			switch {
-			case line == "":
-				if joined := strings.Join(data, "\n"); joined != "" {
-					want = append(want, joined)
-				}
-				data = nil
-			case line == "data":
-				data = append(data, "")
-			case strings.HasPrefix(line, "data:"):
-				data = append(data, strings.TrimPrefix(line[5:], " "))
-			}
-		}
-		if !slices.Equal(got, want) {
-			t.Errorf("%q: %q, want %q", text, got, want)
 		}
 	})
 }

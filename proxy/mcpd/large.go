@@ -35,6 +35,14 @@ func (x *exchange) takeLarge() bool {
 	return x.large
 }
 
+// holdEvent takes a place for an event of size bytes if it is large.
+func (x *exchange) holdEvent(size int) error {
+	if size > small && !x.takeLarge() {
+		return errLarge
+	}
+	return nil
+}
+
 // leaveEvent gives back the place of an event that has gone through, unless what the agent sent has it: a stream may stay open for hours.
 func (x *exchange) leaveEvent() {
 	if x.large && !x.asked {

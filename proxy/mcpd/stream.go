@@ -1,7 +1,6 @@
 package mcpd
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -11,6 +10,7 @@ import (
 	"slices"
 
 	"github.com/deputymesh/deputy/actor"
+	"github.com/deputymesh/deputy/internal/eventstream"
 	"github.com/deputymesh/deputy/proxy"
 )
 
@@ -48,9 +48,9 @@ func (x *exchange) stream(ctx context.Context, a *http.Response) error {
 	if err := flush(); err != nil {
 		return err
 	}
-	events := newEvents(a.Body, x.takeLarge)
+	events := eventstream.New(a.Body, maxAnswer, x.holdEvent)
 	for {
-		data, err := events.next()
+		data, err := events.Next()
 		if errors.Is(err, io.EOF) {
 			// A stream of a session's own ends when it likes; one of a request ends with the response.
 			if x.m.id != nil {
@@ -58,6 +58,9 @@ func (x *exchange) stream(ctx context.Context, a *http.Response) error {
 			}
 			x.whole = true
 			return nil
+		}
+		if errors.Is(err, eventstream.ErrRefused) {
+			return fmt.Errorf("%w: %w", errUnclear, err)
 		}
 		if err != nil {
 			return err
@@ -173,73 +176,4 @@ func (x *exchange) writeEvent(data []byte) {
 	}
 	b.WriteByte('\n')
 	x.write(b.Bytes())
-}
-
-// events reads an event stream (HTML, "Server-sent events").
-type events struct {
-	r *bufio.Reader
-	// large says whether an event may be a large one.
-	large func() bool
-}
-
-func newEvents(r io.Reader, large func() bool) *events {
-	return &events{bufio.NewReader(r), large}
-}
-
-// next is the data of the next event, or nil for a comment.
-func (s *events) next() ([]byte, error) {
-	var data []byte
-	has, size := false, 0
-	for {
-		line, err := s.line(maxAnswer-size, size)
-		if err != nil {
-			return nil, err
-		}
-		size += len(line)
-		switch {
-		case len(line) == 0 && has && len(data) > 0:
-			return data, nil
-		case len(line) == 0:
-			data, has, size = nil, false, 0 // an event without data is none
-		case line[0] == ':':
-			if !has {
-				return nil, nil
-			}
-		default:
-			name, value, _ := bytes.Cut(line, []byte(":"))
-			value = bytes.TrimPrefix(value, []byte(" "))
-			if string(name) == "data" {
-				if has {
-					data = append(data, '\n')
-				}
-				data, has = append(data, value...), true
-			}
-		}
-	}
-}
-
-// line reads one line of at most limit bytes. A lone carriage return ends a line for some readers and not for others: it is refused.
-func (s *events) line(limit, before int) ([]byte, error) {
-	var line []byte
-	for {
-		part, err := s.r.ReadSlice('\n')
-		if len(line)+len(part) > limit {
-			return nil, fmt.Errorf("%w: an event has more than %d bytes", errUnclear, maxAnswer)
-		}
-		if before+len(line)+len(part) > small && !s.large() {
-			return nil, errLarge
-		}
-		line = append(line, part...)
-		if errors.Is(err, bufio.ErrBufferFull) {
-			continue
-		}
-		if err != nil {
-			return nil, err // what has no end is no line
-		}
-		line = bytes.TrimSuffix(bytes.TrimSuffix(line, []byte("\n")), []byte("\r"))
-		if bytes.IndexByte(line, '\r') >= 0 {
-			return nil, fmt.Errorf("%w: a carriage return inside a line", errUnclear)
-		}
-		return line, nil
-	}
 }
