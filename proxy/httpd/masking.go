@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/deputymesh/deputy/internal/mask"
 	"github.com/deputymesh/deputy/policy"
@@ -102,7 +103,7 @@ func (e *Engine) maskAnswer(r *http.Response, x *exchange) error {
 	go func() {
 		defer close(x.masking)
 		defer body.Close()
-		err := masked(masks, copyTo, write, hop.Counted{ReadCloser: body, N: &x.received}, zipped)
+		err := masked(masks, copyTo, countedWriter{write, &x.bytes}, hop.Counted{ReadCloser: body, N: &x.received}, zipped)
 		if err != nil && r.Request.Context().Err() == nil {
 			e.cfg.Logger.ErrorContext(r.Request.Context(), "a masked answer was cut", "target", e.hop.Name(), "error", err)
 		}
@@ -119,6 +120,13 @@ func (e *Engine) maskAnswer(r *http.Response, x *exchange) error {
 	}()
 	return nil
 }
+
+type countedWriter struct {
+	io.Writer
+	n *atomic.Int64
+}
+
+func (w countedWriter) Write(b []byte) (int, error) { return countFirst(w.Writer, b, w.n) }
 
 // masked copies a body with the masks put on. A service that compresses though it was asked not to is read nevertheless.
 func masked(m *mask.JSON, copyTo copyMasked, write io.Writer, from io.Reader, zipped bool) error {

@@ -39,7 +39,14 @@ type exchange struct {
 	masked   []audit.MaskedCount
 	masking  chan struct{} // closed when nothing more is masked; nil where nothing is
 	failed   error         // there is no answer of the target's
+	end      atomic.Int32  // of what left HTTP: which came first
 }
+
+// How what left HTTP comes to its end.
+const (
+	endMeant = 1 + iota // by a side
+	endBroken
+)
 
 type exchangeKey struct{}
 
@@ -105,8 +112,10 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	e.relay.ServeHTTP(w, r.WithContext(ctx))
 	switch {
 	case core.Context().Err() != nil || e.hop.Ending(): // the session is over, or will be in a moment, and with it what ran
+	case x.failed != nil && r.Context().Err() != nil: // the agent is gone, and nobody knows what the target would have said
 	case x.failed != nil || x.status >= 400:
 		status = "error"
+	case x.status == http.StatusSwitchingProtocols && x.end.Load() != endMeant:
 	default:
 		status = "ok"
 	}
@@ -198,7 +207,11 @@ func (e *Engine) answered(r *http.Response) error {
 			return err
 		}
 	}
-	r.Body = &answerBody{ReadCloser: r.Body, end: func() { e.hop.CleanAnswer(r.Trailer) }, n: &x.bytes}
+	n := &x.bytes
+	if x.masking != nil {
+		n = new(atomic.Int64) // counted where it is masked
+	}
+	r.Body = &answerBody{ReadCloser: r.Body, end: func() { e.hop.CleanAnswer(r.Trailer) }, n: n}
 	return nil
 }
 
@@ -229,7 +242,7 @@ func (e *Engine) unanswered(w http.ResponseWriter, r *http.Request, err error) {
 	x := exchangeOf(r.Context())
 	x.failed = err
 	if x.core.Context().Err() != nil {
-		e.hop.Refuse(w, r, &proxy.Refusal{Class: proxy.ClassRevoked, Reason: context.Cause(x.core.Context()).Error(), Ended: true, RecordID: x.pass.RecordID()})
+		e.hop.Refuse(w, r, hop.Over(x.core, x.pass.RecordID()))
 		return
 	}
 	if r.Context().Err() == nil {
@@ -259,19 +272,28 @@ type countedBoth struct {
 func (c countedBoth) Read(b []byte) (int, error) {
 	n, err := c.ReadWriteCloser.Read(b)
 	c.x.bytes.Add(int64(n))
+	switch {
+	case err == io.EOF: //nolint:errorlint // an end, and nothing that wraps one
+		c.x.end.CompareAndSwap(0, endMeant)
+	case err != nil:
+		c.x.end.CompareAndSwap(0, endBroken)
+	}
 	return n, err
 }
 
-func (c countedBoth) Write(b []byte) (int, error) {
-	// Counted first: what the target has got is never missing from an outcome that is written meanwhile.
-	c.x.sent.Add(int64(len(b)))
-	n, err := c.ReadWriteCloser.Write(b)
-	c.x.sent.Add(int64(n - len(b)))
-	return n, err
+func (c countedBoth) Write(b []byte) (int, error) { return countFirst(c.ReadWriteCloser, b, &c.x.sent) }
+
+// countFirst writes b, and counts it before: what somebody has got is never missing from an outcome that is written meanwhile.
+func countFirst(to io.Writer, b []byte, n *atomic.Int64) (int, error) {
+	n.Add(int64(len(b)))
+	done, err := to.Write(b)
+	n.Add(int64(done - len(b)))
+	return done, err
 }
 
 // CloseWrite passes a half-close on.
 func (c countedBoth) CloseWrite() error {
+	c.x.end.CompareAndSwap(0, endMeant)
 	if half, ok := c.ReadWriteCloser.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
 	}

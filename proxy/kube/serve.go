@@ -111,7 +111,7 @@ func (x *exchange) outcome(err error) string {
 		return "ok"
 	case x.whole || x.failed: // how it ended is known, whether the session goes on or not
 		return "error"
-	case x.core.Context().Err() == nil && err != nil && !errors.Is(err, streams.ErrEnded):
+	case x.core.Context().Err() == nil && err != nil && !errors.Is(err, streams.ErrEnded) && !errors.Is(err, context.Canceled): // the last is an agent that is gone
 		return "error"
 	}
 	return "cut"
@@ -276,7 +276,7 @@ func (x *exchange) unanswered(r *http.Request, err error) {
 		panic(http.ErrAbortHandler)
 	}
 	if x.core.Context().Err() != nil {
-		x.e.hop.Refuse(x.w, r, &proxy.Refusal{Class: proxy.ClassRevoked, Reason: context.Cause(x.core.Context()).Error(), Ended: true, RecordID: x.pass.RecordID()})
+		x.e.hop.Refuse(x.w, r, hop.Over(x.core, x.pass.RecordID()))
 		return
 	}
 	if r.Context().Err() == nil {

@@ -1,6 +1,7 @@
 package hop
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -10,6 +11,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"github.com/deputymesh/deputy/audit"
 	"github.com/deputymesh/deputy/proxy"
 )
 
@@ -57,7 +59,8 @@ func (h *Hop) RefuseWith(w http.ResponseWriter, r *http.Request, err error, writ
 		header.Set("Retry-After", "1")
 	}
 	header.Set("Deputy-Record", no.RecordID.String())
-	if errors.Is(err, errStrikes) || no.Ended {
+	// In HTTP/2 http.Server closes behind that without a look at what the agent still sends, which takes the answer away from it: there the connection ends with its session.
+	if errors.Is(err, errStrikes) || no.Ended && r.ProtoMajor < 2 {
 		header.Set("Connection", "close")
 	}
 	if strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") && r.ProtoMajor == 2 {
@@ -65,6 +68,15 @@ func (h *Hop) RefuseWith(w http.ResponseWriter, r *http.Request, err error, writ
 		return
 	}
 	write(w, status, no)
+}
+
+// Over is the refusal of what was under way when its session ended.
+func Over(core Session, record audit.RecordID) *proxy.Refusal {
+	var why *proxy.Ended
+	if !errors.As(context.Cause(core.Context()), &why) {
+		why = &proxy.Ended{Class: proxy.ClassClosed, Reason: "the session is over"}
+	}
+	return &proxy.Refusal{Class: why.Class, Reason: why.Reason, Ended: true, RecordID: record}
 }
 
 // WriteProblem is RFC 9457.

@@ -48,6 +48,7 @@ func (d *door) open() error {
 			_ = tcp.SetKeepAlivePeriod(30 * time.Second)
 		}
 		c := &agentConn{Conn: raw, h: d.h}
+		c.open, c.leave = context.WithCancel(context.Background())
 		var full bool
 		if c.guest, full = d.h.room.Enter(c); full {
 			d.h.cfg.Core.Count("too_many_waiting")
@@ -97,9 +98,16 @@ type agentConn struct {
 	guest *lobby.Guest
 	peer  proxy.Peer
 	once  sync.Once
+	open  context.Context // until the connection is closed
+	leave context.CancelFunc
+	// requests are those under way; none is added once the hop doesn't keep the connection any more.
+	requests sync.WaitGroup
+	running  int       // of them, guarded by h.mu
+	answered time.Time // when the last one ended, guarded by h.mu
 	// parting is what says why the connection ends; nil but for one that left HTTP.
 	parting atomic.Pointer[func(error)]
 	parted  sync.Once
+	bare    atomic.Bool // HTTP/1.0 was spoken on it
 
 	mu      sync.Mutex // guards what follows
 	core    Session
@@ -138,6 +146,7 @@ func (c *agentConn) Close() error {
 		ended := c.h.ended
 		c.h.closing.Add(1)
 		c.h.mu.Unlock()
+		c.leave()
 		// A session may be opening under the lock; whoever closes doesn't wait for it, but for the end of the engine.
 		go func() {
 			defer c.h.closing.Done()
@@ -145,6 +154,8 @@ func (c *agentConn) Close() error {
 			core := c.core
 			c.closed = true
 			c.mu.Unlock()
+			// Each request has an outcome of its own. The session knows of what is still open only that it was cut: not how far it came.
+			c.requests.Wait()
 			if core != nil {
 				reason := "client"
 				if ended {

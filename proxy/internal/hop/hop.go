@@ -161,7 +161,11 @@ func (h *Hop) Serve(ctx context.Context, l net.Listener, handler http.Handler) e
 		DisableGeneralOptionsHandler: true,
 	}
 	failed := make(chan error, 1)
-	go func() { failed <- door.open() }()
+	accepted := make(chan struct{})
+	go func() {
+		defer close(accepted)
+		failed <- door.open()
+	}()
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
@@ -174,6 +178,7 @@ func (h *Hop) Serve(ctx context.Context, l net.Listener, handler http.Handler) e
 	}
 	cancel()
 	_ = l.Close()
+	<-accepted
 	h.end() // before http.Server's, which doesn't say why it closes
 	_ = srv.Close()
 	<-served
@@ -209,29 +214,46 @@ func (h *Hop) Ending() bool {
 	return h.ended
 }
 
-// begin counts a request; it fails when the engine has ended.
-func (h *Hop) begin() bool {
+// begin counts a request of a connection; it fails when that, or the engine, has ended.
+func (h *Hop) begin(c *agentConn) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.ended {
+	if _, there := h.conns[c]; h.ended || !there {
 		return false
 	}
 	h.work.Add(1)
+	c.requests.Add(1)
+	c.running++
 	return true
 }
 
-// counting hands a request on while the hop hasn't ended.
+// over counts a request off.
+func (h *Hop) over(c *agentConn) {
+	h.mu.Lock()
+	c.running--
+	c.answered = time.Now()
+	h.mu.Unlock()
+	c.requests.Done()
+	h.work.Done()
+}
+
+// counting hands a request on while its connection stands. It ends with it, whoever closes it: http.Server doesn't notice before a body is read.
 func (h *Hop) counting(handler http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !h.begin() {
+		c, _ := r.Context().Value(connKey{}).(*agentConn)
+		if c == nil || !h.begin(c) {
 			w.WriteHeader(http.StatusServiceUnavailable)
 			return
 		}
-		defer h.work.Done()
+		defer h.over(c)
 		if !r.ProtoAtLeast(1, 1) {
-			defer cutBy(r)()
+			c.bare.Store(true)
+			defer c.cutOnPanic()
 		}
-		handler.ServeHTTP(w, r)
+		ctx, cancel := context.WithCancel(r.Context())
+		defer cancel()
+		defer context.AfterFunc(c.open, cancel)()
+		handler.ServeHTTP(w, r.WithContext(ctx))
 	})
 }
 

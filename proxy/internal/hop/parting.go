@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// partingTime is how long a connection that left HTTP may stand after its session, to say why it ends.
+// partingTime is how long a connection may stand after its session, to say why it ends.
 const partingTime = 250 * time.Millisecond
 
 // errStopping is why connections end with the engine.
@@ -24,27 +24,20 @@ func (h *Hop) Parting(r *http.Request, f func(why error)) (stop func()) {
 	return func() { c.parting.Store(nil) }
 }
 
-// cutBy makes an answer in HTTP/1.0 that breaks off end by a reset, and not by TLS's goodbye: nothing but the end of the connection says there that an
-// answer is whole. What it returns is deferred.
-func cutBy(r *http.Request) (ended func()) {
-	c, _ := r.Context().Value(connKey{}).(*agentConn)
-	if c == nil {
-		return func() {}
-	}
-	c.linger(0)
-	return func() {
-		if v := recover(); v != nil {
-			_ = c.Close()
-			panic(v)
-		}
-		c.linger(-1)
+// cutOnPanic makes an answer in HTTP/1.0 that breaks off end by a reset, and not by TLS's goodbye: nothing but the end of the connection says there that an
+// answer is whole. It is deferred.
+func (c *agentConn) cutOnPanic() {
+	if v := recover(); v != nil {
+		c.reset()
+		panic(v)
 	}
 }
 
-func (c *agentConn) linger(seconds int) {
+func (c *agentConn) reset() {
 	if t, ok := c.Conn.(*net.TCPConn); ok {
-		_ = t.SetLinger(seconds)
+		_ = t.SetLinger(0)
 	}
+	_ = c.Close()
 }
 
 // part ends a connection from this side. Of several that end it, for the session and for the engine, the first does, and the others wait for it.
@@ -53,9 +46,16 @@ func (c *agentConn) part(why error) {
 }
 
 func (c *agentConn) sayAndClose(why error) {
+	if c.bare.Load() {
+		defer c.reset() // what http.Server hasn't sent yet of an answer is missing from it
+	} else {
+		defer c.Close()
+	}
 	f := c.parting.Load()
 	if f == nil {
-		_ = c.Close()
+		if !errors.Is(why, errStopping) {
+			c.awaitRefusals()
+		}
 		return
 	}
 	said := make(chan struct{})
@@ -71,4 +71,21 @@ func (c *agentConn) sayAndClose(why error) {
 	}
 	_ = c.Close()
 	<-said
+}
+
+// awaitRefusals gives the requests under way, which end with the session, time to say why: closed at once, the connection would hardly ever carry it. One
+// that has just ended is under way, too: http.Server sends the last of an answer behind its handler.
+func (c *agentConn) awaitRefusals() {
+	c.h.mu.Lock()
+	idle := c.running == 0 && time.Since(c.answered) > partingTime
+	c.h.mu.Unlock()
+	if idle {
+		return
+	}
+	timer := time.NewTimer(partingTime)
+	defer timer.Stop()
+	select {
+	case <-c.open.Done():
+	case <-timer.C:
+	}
 }

@@ -142,6 +142,9 @@ type Session struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	once   sync.Once
+
+	mu     sync.Mutex
+	passes []*testPass // guarded by mu
 }
 
 func (s *Session) ID() string { return s.id }
@@ -162,9 +165,23 @@ func (s *Session) Chain() *actor.Chain {
 	}
 }
 func (s *Session) Context() context.Context { return s.ctx }
+
+// Close completes what is still open, as the core does, and knows nothing of it but that.
 func (s *Session) Close(reason, detail string) {
-	s.once.Do(func() { s.l.Add(Event{Kind: "closed", Why: s.id + " " + reason + " " + detail}) })
 	s.cancel(&proxy.Ended{Class: proxy.ClassClosed, Reason: "closed"})
+	s.once.Do(func() {
+		s.mu.Lock()
+		passes := s.passes
+		s.mu.Unlock()
+		for _, p := range passes {
+			status := "cut"
+			if !p.used.Load() {
+				status = "not_sent"
+			}
+			_ = p.Completed(s.ctx, proxy.Outcome{Status: status})
+		}
+		s.l.Add(Event{Kind: "closed", Why: s.id + " " + reason + " " + detail})
+	})
 }
 
 // Revoke ends the session as a revocation does.
@@ -227,7 +244,11 @@ func (s *Session) Authorize(ctx context.Context, cmd proxy.Command) (hop.Pass, e
 		}
 	}
 	s.l.Add(Event{Kind: "decided", Cmd: cmd})
-	return &testPass{s: s, cmd: cmd, ob: ob}, nil
+	p := &testPass{s: s, cmd: cmd, ob: ob}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.passes = append(s.passes, p)
+	return p, nil
 }
 
 type testPass struct {
