@@ -63,6 +63,13 @@ func (x *exchange) answered(ctx context.Context, a *http.Response) error {
 
 // single passes the one message of a JSON answer on.
 func (x *exchange) single(ctx context.Context, a *http.Response) error {
+	if id := a.Header.Get(sessionHeader); x.m.method == "initialize" && id != "" && len(id) <= maxUpstreamID {
+		defer func() {
+			if x.session == nil { // it hasn't begun
+				x.e.endUnbegun(id, x.account)
+			}
+		}()
+	}
 	raw, err := x.readAll(a.Body, maxAnswer)
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/deputymesh/deputy/proxy"
+	"github.com/deputymesh/deputy/proxy/internal/hop"
 )
 
 // How long telling a server that a session is over may take, how long all of them at a shutdown, how many are told at once, and how often somebody
@@ -74,13 +75,25 @@ func (e *Engine) watch(s *mcpSession, core Session) {
 	})
 }
 
-// endSession forgets a session and tells the target, in the background, that it is over. It is no act of an agent's.
+// endSession forgets a session and tells the target that it is over.
 func (e *Engine) endSession(s *mcpSession) {
-	if !e.sessions.forget(s) {
-		return
-	}
+	// Under one lock: of a session that is forgotten already, Serve doesn't know at its end that the target must be told.
 	e.endMu.Lock()
 	defer e.endMu.Unlock()
+	if e.sessions.forget(s) {
+		e.tell(s)
+	}
+}
+
+// endUnbegun tells the target that a session is over of which the agent has never heard.
+func (e *Engine) endUnbegun(upstream string, account *hop.Account) {
+	e.endMu.Lock()
+	defer e.endMu.Unlock()
+	e.tell(&mcpSession{upstream: upstream, account: account})
+}
+
+// tell tells the target, in the background, that a session is over. It is no act of an agent's. It needs endMu.
+func (e *Engine) tell(s *mcpSession) {
 	if e.ended {
 		return
 	}

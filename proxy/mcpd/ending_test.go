@@ -85,6 +85,26 @@ func TestABrokenBeginningLeavesNoSession(t *testing.T) {
 	}
 }
 
+// The same of one that would begin with JSON, of which the agent never hears.
+func TestABrokenBeginningInJSONLeavesNoSession(t *testing.T) {
+	for name, answer := range map[string]string{"nothing": "", "an unknown version": `{"jsonrpc":"2.0","id":1,"result":{"protocolVersion":"2099-01-01"}}`, "an error": `{"jsonrpc":"2.0","id":1,"error":{"code":-32000,"message":"no"}}`} {
+		t.Run(name, func(t *testing.T) {
+			up := &seen{}
+			r := newRig(t, up.ServeWith(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+				w.Header().Set("Mcp-Session-Id", "upstream")
+				w.Header().Set("Content-Type", "application/json")
+				_, _ = io.WriteString(w, answer)
+			})))
+			if a, text := r.post(begin); a.Header.Get("Mcp-Session-Id") != "" || !strings.Contains(text, `"error"`) {
+				t.Errorf("%v %s", a.Header, text)
+			}
+			if h := up.ended(t); h.Get("Mcp-Session-Id") != "upstream" {
+				t.Errorf("the end: %v", h)
+			}
+		})
+	}
+}
+
 // A server that has forgotten a session says so in its own words, with the id null, and the agent begins anew.
 func TestAForgottenSessionIsOver(t *testing.T) {
 	var forgotten atomic.Bool

@@ -222,7 +222,7 @@ func (x *exchange) decide(r *http.Request, cmd proxy.Command, known method, body
 		x.unanswered(r, err)
 	}
 	switch {
-	case x.core.Context().Err() != nil:
+	case x.core.Context().Err() != nil || e.hop.Ending(): // the session is over, or will be in a moment, and with it what ran
 	case err != nil || x.denied || x.status >= 400:
 		status = "error"
 	case x.whole:
@@ -267,17 +267,19 @@ var (
 	errUnclear = errors.New("the target's answer can't be read")
 	errBroken  = errors.New("the stream has ended without the answer")
 	errLarge   = errors.New("too many large messages are under way")
+	errGone    = errors.New("the agent is gone")
 )
 
-// unanswered tells the agent that there is no answer, where it hasn't got a part of one.
+// unanswered tells the agent that there is no answer, where it hasn't got a part of one. It panics where the agent is gone: nobody knows what the target would have said.
 func (x *exchange) unanswered(r *http.Request, err error) {
 	if x.core.Context().Err() != nil {
-		x.deny(r, &proxy.Refusal{Class: proxy.ClassRevoked, Reason: context.Cause(x.core.Context()).Error(), Ended: true, RecordID: x.pass.RecordID()})
+		x.deny(r, hop.Over(x.core, x.pass.RecordID()))
 		return
 	}
-	if r.Context().Err() == nil {
-		x.e.cfg.Logger.ErrorContext(r.Context(), "the target gave no answer", "target", x.e.hop.Name(), "account", x.account.Name, "error", err)
+	if r.Context().Err() != nil || errors.Is(err, errGone) {
+		panic(http.ErrAbortHandler) // should it hear anything, then of no end
 	}
+	x.e.cfg.Logger.ErrorContext(r.Context(), "the target gave no answer", "target", x.e.hop.Name(), "account", x.account.Name, "error", err)
 	reason := "the target can't be reached, or broke off; if it stays so, tell the operator of this proxy"
 	switch {
 	case errors.Is(err, errSignIn):

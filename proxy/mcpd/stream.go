@@ -45,8 +45,8 @@ func (x *exchange) stream(ctx context.Context, a *http.Response) error {
 	x.w.WriteHeader(http.StatusOK)
 	x.streaming = true
 	flush := http.NewResponseController(x.w).Flush
-	if err := flush(); err != nil {
-		return err
+	if flush() != nil {
+		return errGone
 	}
 	events := eventstream.New(a.Body, maxAnswer, x.holdEvent)
 	for {
@@ -80,8 +80,8 @@ func (x *exchange) stream(ctx context.Context, a *http.Response) error {
 			}
 		}
 		x.writeEvent(out)
-		if err := flush(); err != nil {
-			return err // the agent is gone
+		if flush() != nil {
+			return errGone
 		}
 		x.leaveEvent()
 		if last {
