@@ -129,19 +129,27 @@ func everythingServer(address string) func(*testing.T, *testmesh.Mesh, string, s
 
 func filesystemServer(address string) func(*testing.T, *testmesh.Mesh, string, string) {
 	return func(t *testing.T, m *testmesh.Mesh, node, packages string) {
-		token, files := filepath.Join(t.TempDir(), "token"), filepath.Join(m.Root, "shared")
+		files := filepath.Join(m.Root, "shared")
 		for _, dir := range []string{"public", "secret", "people"} {
 			if err := os.MkdirAll(filepath.Join(files, dir), 0o755); err != nil {
 				t.Fatal(err)
 			}
 		}
-		for path, text := range map[string]string{token: toolToken + "\n", filepath.Join(files, "public", "a.txt"): "what is public", filepath.Join(files, "secret", "b.txt"): "what is secret", filepath.Join(files, "people", "ada.json"): `{"name":"Ada","email":"ada@example.com"}`} {
+		for path, text := range map[string]string{filepath.Join(files, "public", "a.txt"): "what is public", filepath.Join(files, "secret", "b.txt"): "what is secret", filepath.Join(files, "people", "ada.json"): `{"name":"Ada","email":"ada@example.com"}`} {
 			if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}
-		testmesh.ListensAt(t, testmesh.Begin(t, testmesh.Command{
-			Args: []string{testmesh.Deputy(t), "mcp", "--listen", address, "--token-file", token, "--", node, filepath.Join(packages, "server-filesystem", "dist", "index.js"), files},
-		}), address)
+		onStdio(t, address, node, filepath.Join(packages, "server-filesystem", "dist", "index.js"), files)
 	}
+}
+
+// onStdio starts a server on standard input and output behind deputy mcp.
+func onStdio(t *testing.T, address string, server ...string) {
+	t.Helper()
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte(toolToken+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	testmesh.ListensAt(t, testmesh.Begin(t, testmesh.Command{Args: append([]string{testmesh.Deputy(t), "mcp", "--listen", address, "--token-file", token, "--"}, server...)}), address)
 }

@@ -1,6 +1,7 @@
 package integration_test
 
 import (
+	"context"
 	"crypto/tls"
 	"net"
 	"net/http"
@@ -82,6 +83,84 @@ func TestMCPWithoutARun(t *testing.T) {
 	}
 }
 
+// A client of both eras, and a real server on standard input and output: in the stateless protocol each request is decided and has a process of its own,
+// and a subscription's ends with the chain. A server that knows sessions alone says so itself, and the client begins one.
+func TestLocalToolServersNeedNoSessions(t *testing.T) {
+	start := func(t *testing.T) (*testmesh.Mesh, string) {
+		address := net.JoinHostPort("127.0.0.1", strconv.Itoa(testmesh.FreePorts(t, 1)))
+		return testmesh.Start(t, testmesh.ToolsBehind("http://"+address, toolToken), testmesh.Policy(filepath.Join("testdata", "tools-others"))), address
+	}
+	connect := func(t *testing.T, m *testmesh.Mesh, options *mcp.ClientOptions) *mcp.ClientSession {
+		cfg, credential := direct(t, m.Login(t, "alice"), "tools")
+		transport := &http.Transport{TLSClientConfig: cfg, ForceAttemptHTTP2: true}
+		t.Cleanup(transport.CloseIdleConnections)
+		s, err := mcp.NewClient(&mcp.Implementation{Name: "agent", Version: "1"}, options).Connect(t.Context(), &mcp.StreamableClientTransport{
+			Endpoint: "https://" + m.Address("tools") + "/mcp", HTTPClient: &http.Client{Transport: withCredential{transport, credential}},
+		}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = s.Close() })
+		return s
+	}
+	t.Run("both eras", func(t *testing.T) {
+		m, address := start(t)
+		program := testmesh.Program(t, "everything-server")
+		onStdio(t, address, program, "-stateless", m.Root) // the server ignores these
+		awaitProcesses := func(want int) {
+			t.Helper()
+			for deadline := time.Now().Add(patience); len(processes(t, program, "-stateless", m.Root)) != want; time.Sleep(20 * time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatalf("%d processes run, want %d", len(processes(t, program, "-stateless", m.Root)), want)
+				}
+			}
+		}
+		s := connect(t, m, &mcp.ClientOptions{ToolListChangedHandler: func(context.Context, *mcp.ToolListChangedRequest) {}}) // so it subscribes
+		if got := s.InitializeResult().ProtocolVersion; got != "2026-07-28" {
+			t.Errorf("it speaks %s", got)
+		}
+		tools, err := s.ListTools(t.Context(), nil)
+		if err != nil || len(tools.Tools) != 2 {
+			t.Errorf("%+v %v", tools, err)
+		}
+		r, err := s.CallTool(t.Context(), &mcp.CallToolParams{Name: "test_simple_text"})
+		if err != nil || r.IsError || !strings.Contains(r.Content[0].(*mcp.TextContent).Text, "simple text") {
+			t.Errorf("%+v %v", r, err)
+		}
+		elicits, err := s.CallTool(t.Context(), &mcp.CallToolParams{Name: "test_input_required_result_elicitation"})
+		if err == nil || !strings.Contains(err.Error(), "record: ") {
+			t.Errorf("it asks for what it may not: %+v %v", elicits, err)
+		}
+		if _, err := s.CallTool(t.Context(), &mcp.CallToolParams{Name: "test_image_content"}); err == nil || !strings.Contains(err.Error(), "record: ") {
+			t.Errorf("%v", err)
+		}
+		rec := m.AwaitRecord(t, "proxy", "the decision", request("tools/call test_simple_text"))
+		if d := rec.Event.(*audit.Decision); d.Effect != audit.Allow || len(rec.Chain.Hops) != 2 {
+			t.Errorf("%+v", rec)
+		}
+		awaitProcesses(1) // the subscription's
+		if r := m.Login(t, "oscar").Deputy(t, "revoke", "--task", rec.Chain.Txn, "--reason", "it went astray"); r.Code != 0 {
+			t.Fatalf("revoke: %s", r)
+		}
+		awaitProcesses(0)
+		m.Verify(t)
+	})
+	t.Run("sessions alone", func(t *testing.T) {
+		m, address := start(t)
+		m.NodeModules(t)
+		modules := filepath.Join(m.Root, "node_modules")
+		filesystemServer(address)(t, m, filepath.Join(modules, "node", "bin", "node"), filepath.Join(modules, "@modelcontextprotocol"))
+		s := connect(t, m, nil)
+		if got := s.InitializeResult().ProtocolVersion; got != "2025-11-25" {
+			t.Errorf("it speaks %s", got)
+		}
+		r, err := s.CallTool(t.Context(), &mcp.CallToolParams{Name: "read_text_file", Arguments: map[string]any{"path": filepath.Join(m.Root, "shared", "public", "a.txt")}})
+		if err != nil || r.IsError || !strings.Contains(r.Content[0].(*mcp.TextContent).Text, "what is public") {
+			t.Errorf("%+v %v", r, err)
+		}
+	})
+}
+
 // A local server's process ends with the chain that it was begun for, though the client still holds the line.
 func TestLocalToolServersEndWithTheirChain(t *testing.T) {
 	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(testmesh.FreePorts(t, 1)))
@@ -116,6 +195,13 @@ func TestLocalToolServersEndWithTheirChain(t *testing.T) {
 // servers are the processes of the filesystem server in front of the mesh's files, without the shim.
 func servers(t *testing.T, m *testmesh.Mesh) []string {
 	t.Helper()
+	modules := filepath.Join(m.Root, "node_modules")
+	return processes(t, filepath.Join(modules, "node", "bin", "node"), filepath.Join(modules, "@modelcontextprotocol", "server-filesystem", "dist", "index.js"), filepath.Join(m.Root, "shared"))
+}
+
+// processes are those that were started as this.
+func processes(t *testing.T, words ...string) []string {
+	t.Helper()
 	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		t.Fatal(err)
@@ -123,8 +209,7 @@ func servers(t *testing.T, m *testmesh.Mesh) []string {
 	var out []string
 	for _, file := range all {
 		raw, err := os.ReadFile(file)
-		words := strings.Split(string(raw), "\x00")
-		if err == nil && len(words) > 2 && strings.HasSuffix(words[1], filepath.Join("server-filesystem", "dist", "index.js")) && words[2] == filepath.Join(m.Root, "shared") {
+		if err == nil && string(raw) == strings.Join(words, "\x00")+"\x00" {
 			out = append(out, file)
 		}
 	}

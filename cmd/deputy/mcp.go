@@ -25,7 +25,7 @@ func newMCPCommand() *cobra.Command {
 		Use:   "mcp --listen ADDRESS --token-file FILE -- SERVER [ARGUMENT...]",
 		Short: "Put tool servers and clients that speak MCP on standard input and output behind Deputy",
 		Long: "mcp serves a local tool server, which speaks MCP on standard input and output, to the proxy: streamable HTTP at http://ADDRESS" + mcpstdio.Path + ", with a process\n" +
-			"of its own for each session. It listens on this machine's loopback only, and answers nobody but who shows the token in FILE, which is the bearer_file\n" +
+			"of its own for each session, and for each request of the protocol without sessions. It listens on this machine's loopback only, and answers nobody but who shows the token in FILE, which is the bearer_file\n" +
 			"of the target's account at the proxy. What the server writes to standard error goes to standard error. A signal ends every server.",
 		Example: "  deputy mcp --listen 127.0.0.1:7460 --token-file files.token -- mcp-server-filesystem /srv/shared\n" +
 			"  deputy run --as planner --target files -- some-client --stdio-server 'deputy mcp connect files'",
@@ -41,7 +41,7 @@ func newMCPCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&listen, "listen", "", "loopback `address` for the proxy, such as 127.0.0.1:7460")
 	cmd.Flags().StringVar(&tokenFile, "token-file", "", "`file` with the token that the proxy shows, mode 0600")
-	cmd.Flags().IntVar(&most, "max-sessions", mcpstdio.DefaultSessions, "how many sessions, and so processes, there may be at once")
+	cmd.Flags().IntVar(&most, "max-sessions", mcpstdio.DefaultSessions, "how many sessions and requests without one, and so processes, there may be at once")
 	cmd.AddCommand(newMCPConnectCommand(), newMCPReviewCommand())
 	return cmd
 }

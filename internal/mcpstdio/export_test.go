@@ -49,3 +49,21 @@ func WaitingForTest(messages []string, times int) (waiting []int) {
 	}
 	return waiting
 }
+
+// PlacesForTest are places of processes.
+type PlacesForTest struct{ p *places }
+
+// NewPlacesForTest makes them.
+func NewPlacesForTest(most int) PlacesForTest { return PlacesForTest{newPlaces(most)} }
+
+// Take takes one.
+func (p PlacesForTest) Take(ctx context.Context) error { return p.p.take(ctx) }
+
+// Ends says that a process is told to end.
+func (p PlacesForTest) Ends() { p.p.ends() }
+
+// HasEnded says that it has.
+func (p PlacesForTest) HasEnded() { p.p.hasEnded() }
+
+// GiveBack leaves a place without a process.
+func (p PlacesForTest) GiveBack() { p.p.giveBack() }

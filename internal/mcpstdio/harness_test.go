@@ -3,6 +3,7 @@ package mcpstdio_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -70,6 +71,20 @@ func toolServer() {
 			return err.Error()
 		}
 		return "asked: " + r.Action
+	})
+	// It asks by its result, and keeps nothing: what it needs to go on comes with the answer.
+	s.AddTool(&mcp.Tool{Name: "consent", InputSchema: map[string]any{"type": "object"}}, func(_ context.Context, q *mcp.CallToolRequest) (*mcp.CallToolResult, error) {
+		if answer, ok := q.Params.InputResponses["who"].(*mcp.ElicitResult); ok {
+			return &mcp.CallToolResult{Content: []mcp.Content{&mcp.TextContent{Text: "consent: " + answer.Action + ", " + q.Params.RequestState}}}, nil
+		}
+		var in textInput
+		if err := json.Unmarshal(q.Params.Arguments, &in); err != nil {
+			return nil, err
+		}
+		return &mcp.CallToolResult{
+			RequestState:  "asked for " + in.Text,
+			InputRequests: mcp.InputRequestMap{"who": &mcp.ElicitParams{Message: "who are you?", RequestedSchema: map[string]any{"type": "object", "properties": map[string]any{}}}},
+		}, nil
 	})
 	if err := s.Run(context.Background(), &mcp.StdioTransport{}); err != nil {
 		os.Exit(1)

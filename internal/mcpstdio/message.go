@@ -18,7 +18,10 @@ const (
 // Codes of JSON-RPC.
 const (
 	codeInvalid  = -32600
+	codeNoMethod = -32601
+	codeParams   = -32602
 	codeInternal = -32603
+	codeHeaders  = -32020
 	codeVersion  = -32022
 )
 

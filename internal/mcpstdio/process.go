@@ -61,15 +61,15 @@ func begin(command []string, stderr io.Writer) (*process, error) {
 	return p, nil
 }
 
-// send writes one message.
-func (p *process) send(data []byte) error {
+// send writes one message, if the server takes it within that time.
+func (p *process) send(data []byte, within time.Duration) error {
 	text, err := line(data)
 	if err != nil {
 		return err
 	}
 	p.inMu.Lock()
 	defer p.inMu.Unlock()
-	if err := p.in.SetWriteDeadline(time.Now().Add(writeTime)); err != nil {
+	if err := p.in.SetWriteDeadline(time.Now().Add(within)); err != nil {
 		return err
 	}
 	if _, err := p.in.Write(text); err != nil {

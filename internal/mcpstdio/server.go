@@ -1,7 +1,6 @@
 package mcpstdio
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -33,16 +32,13 @@ const (
 	minToken   = 16
 )
 
-// versions are those that have sessions.
-var versions = []string{"2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"}
-
 // ServerConfig makes a [Server].
 type ServerConfig struct {
 	// Command is the local server with its arguments.
 	Command []string
 	// Token is what the proxy shows as bearer token; nobody else gets anything. At least 16 bytes.
 	Token string
-	// MaxSessions is how many sessions, and so processes, there are at once; [DefaultSessions] if 0.
+	// MaxSessions is how many sessions and requests without one, and so processes, there are at once; [DefaultSessions] if 0.
 	MaxSessions int
 	// Stderr gets what the servers write to standard error.
 	Stderr io.Writer
@@ -50,15 +46,16 @@ type ServerConfig struct {
 	Now    func() time.Time
 }
 
-// Server puts a local server behind streamable HTTP with sessions: a process per session.
+// Server puts a local server behind streamable HTTP: a process per session, and per request of the stateless protocol. The headers that repeat a message
+// are the proxy's to check: no process sees them.
 type Server struct {
-	cfg   ServerConfig
-	token [sha256.Size]byte
-	work  sync.WaitGroup // processes
+	cfg    ServerConfig
+	token  [sha256.Size]byte
+	places *places
+	work   sync.WaitGroup // processes
 
 	mu       sync.Mutex
 	over     bool // guarded by mu, as is what follows
-	starting int
 	sessions map[string]*session
 }
 
@@ -82,10 +79,10 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Server{cfg: cfg, token: sha256.Sum256([]byte(cfg.Token)), sessions: map[string]*session{}}, nil
+	return &Server{cfg: cfg, token: sha256.Sum256([]byte(cfg.Token)), places: newPlaces(cfg.MaxSessions), sessions: map[string]*session{}}, nil
 }
 
-// Serve accepts the proxy on l until ctx is done; then it ends every session, waits for its process, and returns nil. It closes l.
+// Serve accepts the proxy on l until ctx is done; then it ends every session and request, waits for their processes, and returns nil. It closes l.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	web := &http.Server{
 		Handler: s, ReadHeaderTimeout: headerTime, IdleTimeout: quietTime, MaxHeaderBytes: 64 << 10, BaseContext: func(net.Listener) context.Context { return ctx },
@@ -109,7 +106,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	s.mu.Lock()
 	s.over = true
 	for _, one := range s.sessions {
-		one.end(errors.New("the shim ends"))
+		one.end(errEnds)
 	}
 	s.mu.Unlock()
 	_ = web.Close()
@@ -200,18 +197,19 @@ func (s *Server) post(w http.ResponseWriter, r *http.Request) {
 		say(w, http.StatusBadRequest, nil, codeInvalid, "no message of JSON-RPC: "+err.Error())
 		return
 	}
-	if version := versionOf(m.Params); version != "" {
-		// Without sessions nothing would keep the processes of two users apart.
-		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(http.StatusBadRequest)
-		_, _ = w.Write(errorMessage(m.ID, codeVersion, "servers on standard input have sessions here", map[string]any{"supported": versions, "requested": version}))
+	stateless := versionOf(m.Params) != ""
+	switch {
+	case m.isRequest() && stateless:
+		s.alone(w, r, m, body)
+		return
+	case !m.isRequest() && (stateless || r.Header.Get(sessionHeader) == ""):
+		notice(w, m)
 		return
 	}
 	one, began := (*session)(nil), m.Method == "initialize"
 	if began {
-		if one, err = s.begin(); err != nil {
-			s.cfg.Log.Error("a session was not begun", "error", err)
-			say(w, http.StatusServiceUnavailable, m.ID, codeInternal, err.Error())
+		if one, err = s.begin(r.Context()); err != nil {
+			s.notBegun(w, m, err)
 			return
 		}
 		w.Header().Set(sessionHeader, one.id)
@@ -219,7 +217,7 @@ func (s *Server) post(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if !m.isRequest() {
-		if err := one.p.send(body); err != nil {
+		if err := one.p.send(body, writeTime); err != nil {
 			one.end(err)
 			say(w, http.StatusBadGateway, nil, codeInternal, err.Error())
 			return
@@ -233,47 +231,74 @@ func (s *Server) post(w http.ResponseWriter, r *http.Request) {
 }
 
 // begin starts a session with its process.
-func (s *Server) begin() (*session, error) {
-	s.mu.Lock()
-	if s.over || len(s.sessions)+s.starting >= s.cfg.MaxSessions {
-		s.mu.Unlock()
-		return nil, fmt.Errorf("%d sessions are open, or the shim ends", s.cfg.MaxSessions)
-	}
-	s.starting++
-	s.work.Add(1)
-	s.mu.Unlock()
-	p, err := begin(s.cfg.Command, s.cfg.Stderr)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.starting--
+func (s *Server) begin(ctx context.Context) (*session, error) {
+	p, err := s.start(ctx)
 	if err != nil {
-		s.work.Done()
 		return nil, err
 	}
 	one := newSession(p, s.cfg.Now())
+	var ran sync.WaitGroup
+	ran.Go(one.run)
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.sessions[one.id] = one
 	if s.over {
-		one.end(errors.New("the shim ends"))
+		one.end(errEnds)
 	}
-	ran := make(chan struct{})
 	go func() {
-		defer close(ran)
-		one.run()
-	}()
-	go func() {
-		defer s.work.Done()
 		<-one.gone.Done()
 		s.mu.Lock()
 		delete(s.sessions, one.id)
 		s.mu.Unlock()
-		p.end()
-		<-ran
+		s.places.ends()
+		s.stop(p, &ran)
 		s.cfg.Log.Info("a session has ended", "reason", context.Cause(one.gone), "server", p.err)
 	}()
 	return one, nil
 }
 
-// request sends a request and relays what comes, to its response: as JSON, or as a stream once something comes before. It says whether that is a result.
+// errEnds is why what was begun ends with the shim.
+var errEnds = errors.New("the shim ends")
+
+// start starts a process, which has its place and is waited for until stop has ended it.
+func (s *Server) start(ctx context.Context) (*process, error) {
+	if err := s.places.take(ctx); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	over := s.over
+	if !over {
+		s.work.Add(1)
+	}
+	s.mu.Unlock()
+	if over {
+		s.places.giveBack()
+		return nil, errEnds
+	}
+	p, err := begin(s.cfg.Command, s.cfg.Stderr)
+	if err != nil {
+		s.places.giveBack()
+		s.work.Done()
+		return nil, err
+	}
+	return p, nil
+}
+
+// stop ends a process whose place knows that it ends, and what has run for it.
+func (s *Server) stop(p *process, ran *sync.WaitGroup) {
+	defer s.work.Done()
+	p.end()
+	s.places.hasEnded()
+	ran.Wait()
+}
+
+// notBegun answers a request that no process was begun for.
+func (s *Server) notBegun(w http.ResponseWriter, m message, err error) {
+	s.cfg.Log.Error("a process was not begun", "method", m.Method, "error", err)
+	say(w, http.StatusServiceUnavailable, m.ID, codeInternal, err.Error())
+}
+
+// request sends a request and relays what comes, to its response. It says whether that is a result.
 func (s *Server) request(w http.ResponseWriter, r *http.Request, one *session, m message, body []byte) (done bool) {
 	c, err := one.ask(r.Context(), m)
 	if err != nil {
@@ -281,41 +306,21 @@ func (s *Server) request(w http.ResponseWriter, r *http.Request, one *session, m
 		return false
 	}
 	defer one.leave(c)
-	if err := one.p.send(body); err != nil {
+	if err := one.p.send(body, writeTime); err != nil {
 		one.end(err)
 		say(w, http.StatusBadGateway, m.ID, codeInternal, err.Error())
 		return false
 	}
-	out := &stream{w: w, session: one}
-	for {
-		data, err := out.next(r.Context(), c)
-		if err != nil {
-			if out.begun {
-				out.event(errorMessage(m.ID, codeInternal, err.Error(), nil))
-			} else if r.Context().Err() == nil {
-				say(w, http.StatusBadGateway, m.ID, codeInternal, err.Error())
-			}
-			return false
-		}
-		answer, err := parse(data)
-		if last := err == nil && answer.isResponse(); !last || out.begun {
-			out.event(data)
-			if last {
-				return answer.Result != nil
-			}
-			continue
-		}
-		w.Header().Set("Content-Type", "application/json")
-		_, _ = w.Write(data) // who is gone hears nothing
-		return answer.Result != nil
-	}
+	out := &stream{w: w, gone: one.gone}
+	answer, answered := out.relay(r.Context(), c, m, func(message) int { return http.StatusOK })
+	return answered && answer.Result != nil
 }
 
 // stream is the session's own.
 func (s *Server) stream(w http.ResponseWriter, r *http.Request, one *session) {
 	c, waiting := one.listen(r.Context())
 	defer one.leave(c)
-	out := &stream{w: w, session: one}
+	out := &stream{w: w, gone: one.gone}
 	out.begin()
 	for _, data := range waiting {
 		out.event(data)
@@ -328,59 +333,3 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, one *session) {
 		out.event(data)
 	}
 }
-
-// stream writes an event stream.
-type stream struct {
-	w       http.ResponseWriter
-	session *session
-	begun   bool
-}
-
-// next waits for the next message, and keeps a stream that has begun alive.
-func (o *stream) next(ctx context.Context, c *call) ([]byte, error) {
-	alive := time.NewTicker(keepAlive)
-	defer alive.Stop()
-	for {
-		select {
-		case data := <-c.messages:
-			return data, nil
-		case <-o.session.gone.Done():
-			return nil, fmt.Errorf("the server has ended: %w", context.Cause(o.session.gone))
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-c.replaced:
-			return nil, errors.New("another stream took its place")
-		case <-alive.C:
-			if o.begun {
-				_, _ = io.WriteString(o.w, ":\n\n")
-				o.flush()
-			}
-		}
-	}
-}
-
-func (o *stream) begin() {
-	o.begun = true
-	o.w.Header().Set("Content-Type", "text/event-stream")
-	o.w.Header().Set("Cache-Control", "no-store")
-	o.w.WriteHeader(http.StatusOK)
-	o.flush()
-}
-
-func (o *stream) event(data []byte) {
-	if !o.begun {
-		o.begin()
-	}
-	text, err := line(data)
-	if err != nil {
-		return // what can't be parsed isn't passed on
-	}
-	var b bytes.Buffer
-	b.WriteString("event: message\ndata: ")
-	b.Write(text)
-	b.WriteByte('\n')
-	_, _ = o.w.Write(b.Bytes()) // who is gone hears nothing
-	o.flush()
-}
-
-func (o *stream) flush() { _ = http.NewResponseController(o.w).Flush() }
