@@ -116,23 +116,9 @@ func (c *connection) end(message, signal string) {
 		running = append(running, p)
 	}
 	c.mu.Unlock()
-	// Either peer may have stopped reading, so nobody waits long for what is said here; closing the connections frees it. But behind the end of a
-	// program nothing can be said, so its signal comes after.
+	// Either peer may have stopped reading, so nobody waits long for what is said here; closing the connections frees it.
 	for _, p := range running {
-		said := make(chan struct{})
-		c.tasks.Go(func() {
-			defer close(said)
-			p.say(message)
-		})
-		if signal != "" {
-			c.tasks.Go(func() {
-				select {
-				case <-said:
-				case <-time.After(sayWithin):
-				}
-				p.signal(signal)
-			})
-		}
+		c.tasks.Go(func() { p.sayAndSignal(message, signal) })
 	}
 	if !allEnded(running, killAfter) && signal == "TERM" {
 		for _, p := range running {
@@ -164,14 +150,14 @@ func (c *connection) end(message, signal string) {
 	_ = c.up.conn.Close()
 }
 
-// joined is what became of a forwarded connection that is over: ends of its own look the same here as those that it got from the connection's.
-func (c *connection) joined() string {
+// status is what became of something on the connection that ended in some way, unless the connection was ended from here: then that was its end.
+func (c *connection) status(own string) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.cut {
 		return "cut"
 	}
-	return "ok"
+	return own
 }
 
 // allEnded waits, but not for long, until the programs have ended.

@@ -54,14 +54,6 @@ type fileChannel struct {
 	ended func()
 }
 
-func (c fileChannel) Read(b []byte) (int, error) {
-	n, err := c.Channel.Read(b)
-	if err != nil {
-		c.ended()
-	}
-	return n, err
-}
-
 func (c fileChannel) Close() error {
 	c.ended()
 	return c.Channel.Close()

@@ -231,6 +231,66 @@ func TestARevokedTransferEndsWithinASecond(t *testing.T) {
 	}
 }
 
+// A file that is open when its session ends, or when its target is gone, wasn't closed by the agent.
+func TestAnOpenFileIsCutWithItsSessionAndItsTarget(t *testing.T) {
+	for _, by := range []string{"the session", "the target"} {
+		w := newWorld(t, ops)
+		c := w.client()
+		s, err := c.NewSession()
+		if err != nil {
+			t.Fatal(err)
+		}
+		in, err := s.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := s.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.RequestSubsystem("sftp"); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = in.Write([]byte{0, 0, 0, 5, 1, 0, 0, 0, 3})
+		sftpPacket(t, out)
+		file := w.host.Write("file", []byte("text"))
+		open := append([]byte{0, 0, 0, byte(17 + len(file)), 3, 0, 0, 0, 1, 0, 0, 0, byte(len(file))}, file...)
+		_, _ = in.Write(append(open, 0, 0, 0, 1, 0, 0, 0, 0)) // to read
+		if p := sftpPacket(t, out); p[0] != 102 {
+			t.Fatalf("opened: %q", p)
+		}
+		if by == "the session" {
+			w.ledger.last().cancel(&proxy.Ended{Class: proxy.ClassRevoked, Reason: "revoked"})
+		} else {
+			killer, err := c.NewSession()
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = killer.Run(`kill -9 "$(ps -o ppid= -p $$ | tr -d ' ')"`)
+		}
+		for _, what := range []string{"sftp-open", "subsystem"} {
+			w.ledger.outcomeOf(t, what, "cut")
+		}
+	}
+}
+
+// outcomeOf waits for the outcome of a command of a kind, and checks its status.
+func (l *ledger) outcomeOf(t testing.TB, kind, status string) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		for _, e := range l.all("completed") {
+			if e.cmd.Kind != kind {
+				continue
+			}
+			if e.out.Status != status {
+				t.Errorf("%s: %+v", kind, e.out)
+			}
+			return
+		}
+	}
+	t.Errorf("no outcome of %s", kind)
+}
+
 // sparse makes a file that takes longer than the test to copy, and little room.
 func sparse(t testing.TB, path string) string {
 	t.Helper()

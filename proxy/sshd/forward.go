@@ -120,7 +120,7 @@ func (c *connection) serveForward(ctx context.Context, n ssh.NewChannel) {
 	pass.Forwarded(int64(len(ask)))
 	up, requests, err := c.up.conn.OpenChannel(n.ChannelType(), ask)
 	if err != nil {
-		_ = pass.Completed(ctx, proxy.Outcome{Status: "error", Code: classTarget})
+		_ = pass.Completed(ctx, proxy.Outcome{Status: c.status("error"), Code: classTarget})
 		_ = n.Reject(ssh.ConnectionFailed, "deputy: the target didn't open it (record: "+pass.RecordID().String()+")")
 		return
 	}
@@ -132,7 +132,7 @@ func (c *connection) serveForward(ctx context.Context, n ssh.NewChannel) {
 		return
 	}
 	bytes := c.join(agent, requests, up, targetGone)
-	_ = pass.Completed(context.WithoutCancel(ctx), proxy.Outcome{Status: c.joined(), Command: "forward", Bytes: bytes})
+	_ = pass.Completed(context.WithoutCancel(ctx), proxy.Outcome{Status: c.status("ok"), Command: "forward", Bytes: bytes})
 }
 
 // discard answers what a target asks on a channel, until the target closes it.

@@ -93,6 +93,37 @@ func TestWhyASessionEndsIsSaidBeforeItsProgramsEnd(t *testing.T) {
 	}
 }
 
+// A program that is ended with its session is on record as cut, whatever it makes of the signal.
+func TestWhatEndsWithItsSessionIsCut(t *testing.T) {
+	w := newWorld(t, ops)
+	for name, program := range map[string]string{
+		"it ends by the signal":    "echo begun; exec sleep 7018.1",
+		"it says that all is well": "trap 'exit 0' TERM; echo begun; while :; do sleep 0.01; done",
+		"it says that it failed":   "trap 'exit 3' TERM; echo begun; while :; do sleep 0.01; done",
+	} {
+		c := w.client()
+		s, err := c.NewSession()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := s.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Start(program); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(out, make([]byte, len("begun\n"))); err != nil {
+			t.Fatal(err)
+		}
+		w.ledger.last().cancel(&proxy.Ended{Class: proxy.ClassRevoked, Reason: "revoked"})
+		if e := w.ledger.await(t, "completed", program); e.out.Status != "cut" {
+			t.Errorf("%s: %+v", name, e.out)
+		}
+		_ = c.Close()
+	}
+}
+
 func TestNobodyIsWaitedForWhenASessionEnds(t *testing.T) {
 	w := newWorld(t, ops)
 	c := w.client()

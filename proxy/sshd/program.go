@@ -77,6 +77,25 @@ func (p *program) say(text string) {
 	}
 }
 
+// sayAndSignal tells the agent why the program is ended, and sends it the signal. Behind the end of a program nothing can be said, so the signal
+// comes after, but it doesn't wait long for an agent that doesn't read. It returns when the signal has left.
+func (p *program) sayAndSignal(text, signal string) {
+	said := make(chan struct{})
+	p.c.tasks.Go(func() {
+		defer close(said)
+		p.say(text)
+	})
+	patience := time.NewTimer(sayWithin)
+	defer patience.Stop()
+	select {
+	case <-said:
+	case <-patience.C:
+	}
+	if signal != "" {
+		p.signal(signal)
+	}
+}
+
 // signal sends a signal to the program. Not every server takes it: OpenSSH's doesn't for root, forced commands and subsystems.
 func (p *program) signal(name string) {
 	_, _ = p.ch.SendRequest("signal", false, ssh.Marshal(struct{ Name string }{name}))
@@ -92,6 +111,17 @@ type exit struct {
 // spoilt is the end of a session whose agent sent what can't be read.
 var spoilt = exit{
 	kind: "exit-status", payload: ssh.Marshal(struct{ Status uint32 }{exitRefused}), outcome: proxy.Outcome{Status: "error", Code: classMalformed},
+}
+
+// unrecorded is the end of a program whose recording failed: by the signal that it was sent for it.
+var unrecorded = exit{
+	kind: "exit-signal",
+	payload: ssh.Marshal(struct {
+		Signal            string
+		CoreDumped        bool
+		Message, Language string
+	}{Signal: "HUP"}),
+	outcome: proxy.Outcome{Status: "cut", Code: "unrecorded"},
 }
 
 // relay carries everything between agent and target until the program has ended.
@@ -130,25 +160,29 @@ func (p *program) relay(ctx context.Context, s *sessionChannel) {
 
 	// 4. The outcome, before the agent hears it.
 	var ended exit
+	left := false
 	select {
 	case ended = <-exits:
 	case <-p.closed:
+	case <-s.gone:
+		left = true
+	}
+	if ended.kind == "" { // of several that came at once, how it ended counts
 		select {
 		case ended = <-exits:
+			left = false
 		default:
 		}
-	case <-s.gone:
-		// The agent has closed the channel: nobody is left to run it for.
+	}
+	if left {
+		// The agent has closed the channel, or it was closed from here: nobody is left to run it for.
 		p.signal("HUP")
 		_ = p.ch.Close()
-		p.complete(ctx, proxy.Outcome{Status: "cancelled"})
+		p.complete(ctx, proxy.Outcome{Status: p.c.status("cancelled")})
 		return
 	}
-	switch {
-	case p.files != nil && p.files.spoilt.Load():
+	if p.files != nil && p.files.spoilt.Load() {
 		ended = spoilt
-	case p.cutOff.Load():
-		ended.outcome = proxy.Outcome{Status: "cut", Code: "unrecorded"}
 	}
 	if ended.kind != "" {
 		grace := time.NewTimer(outputGrace)
@@ -157,6 +191,9 @@ func (p *program) relay(ctx context.Context, s *sessionChannel) {
 		case <-written:
 		case <-s.gone:
 		case <-grace.C:
+		}
+		if p.cutOff.Load() { // what it wrote may not have come whole, however it ended
+			ended = unrecorded
 		}
 		p.complete(ctx, ended.outcome)
 		_, _ = s.ch.SendRequest(ended.kind, false, ended.payload)
@@ -168,7 +205,11 @@ func (p *program) relay(ctx context.Context, s *sessionChannel) {
 		heard = false // and nobody listens any more
 	}
 	if ended.kind == "" {
-		p.complete(ctx, proxy.Outcome{Status: "cut"})
+		o := proxy.Outcome{Status: "cut"}
+		if p.cutOff.Load() {
+			o = unrecorded.outcome
+		}
+		p.complete(ctx, o)
 		if p.c.core.Context().Err() == nil && !p.cutOff.Load() {
 			p.say("the target closed the connection, or this part of it, without saying how it ended")
 		}
@@ -218,6 +259,7 @@ func (p *program) serveRequests(exits chan<- exit) {
 		_ = r.Reply(ok && !told, nil)
 		if ok && !told {
 			told = true
+			e.outcome.Status = p.c.status(e.outcome.Status) // where signals were sent from here, it is their end
 			exits <- e
 		}
 	}

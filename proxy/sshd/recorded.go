@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"time"
 
 	"github.com/deputymesh/deputy/policy"
 	"github.com/deputymesh/deputy/proxy/internal/recording"
@@ -71,18 +70,7 @@ func (p *program) unrecorded(err error) {
 			why = "what passed here was recorded and its recording is full; start anew"
 		}
 		p.cutOff.Store(true)
-		p.signal("HUP")
-		said := make(chan struct{})
-		p.c.tasks.Go(func() {
-			defer close(said)
-			p.say(why)
-		})
-		patience := time.NewTimer(goodbyeTimeout)
-		defer patience.Stop()
-		select {
-		case <-said:
-		case <-patience.C: // nobody reads
-		}
+		p.sayAndSignal(why, "HUP")
 		_ = p.ch.Close()
 	})
 }

@@ -1,6 +1,7 @@
 package sshd_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"os/exec"
@@ -53,14 +54,15 @@ func TestARecordedShellIsOnRecord(t *testing.T) {
 	if err := pty.Setsize(x.file, &pty.Winsize{Rows: 44, Cols: 132}); err != nil {
 		t.Fatal(err)
 	}
-	x.write("stty size; exit\r")
+	// OpenSSH's client hears of the new size when it likes, and what is typed doesn't wait for it.
+	x.write(`while ! stty size | grep "44 13[2]"; do sleep 0.05; done; exit` + "\r")
 	x.await("44 132")
 	w.ledger.await(t, "completed", "shell")
 	head, in, out := w.ledger.recording(t, "shell")
 	if !strings.Contains(head, `"width":101,"height":33`) || !strings.Contains(head, `"TERM":"xterm-256color"`) || !strings.Contains(head, w.host.Account+"@web: shell") {
 		t.Errorf("it begins with %s", head)
 	}
-	if strings.ReplaceAll(in, "\r", "\n") != "echo $((6*7))-seen\nstty size; exit\n" || !strings.Contains(out, "42-seen") || !strings.Contains(out, "<132x44>") || !strings.Contains(out, "44 132") {
+	if strings.ReplaceAll(in, "\r", "\n") != "echo $((6*7))-seen\nwhile ! stty size | grep \"44 13[2]\"; do sleep 0.05; done; exit\n" || !strings.Contains(out, "42-seen") || !strings.Contains(out, "<132x44>") || !strings.Contains(out, "44 132") {
 		t.Errorf("typed %q, shown %q", in, out)
 	}
 }
@@ -124,5 +126,29 @@ func TestAShellEndsWhereItCannotBeRecorded(t *testing.T) {
 	}
 	if e := w.ledger.await(t, "completed", "shell"); e.out.Status != "cut" {
 		t.Errorf("the outcome: %+v", e.out)
+	}
+}
+
+// Why is said before the shell hears that it is over: behind its end nothing can be said. A shell that ends well at the same time has failed nevertheless.
+func TestWhyAShellCannotBeRecordedIsSaidBeforeItsEnd(t *testing.T) {
+	w := newWorld(t, recordedRole)
+	w.ledger.keep(func(context.Context, []byte) error {
+		return &proxy.Refusal{Class: proxy.ClassQuota, Reason: "the log's disk is full"}
+	})
+	for range 20 {
+		c := w.client()
+		s, err := c.NewSession()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var said bytes.Buffer
+		s.Stdin, s.Stderr = strings.NewReader("echo x\n"), &said
+		if err := s.Shell(); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Wait(); err == nil || !strings.Contains(said.String(), "the log's disk is full") {
+			t.Fatalf("%v, and it was told %q", err, &said)
+		}
+		_ = c.Close()
 	}
 }

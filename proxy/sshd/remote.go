@@ -114,7 +114,7 @@ func (c *connection) serveBind(ctx context.Context, r *ssh.Request) bool {
 		c.mu.Lock()
 		delete(c.binds, b.at)
 		c.mu.Unlock()
-		_ = pass.Completed(ctx, proxy.Outcome{Status: "error", Code: classTarget})
+		_ = pass.Completed(ctx, proxy.Outcome{Status: c.status("error"), Code: classTarget})
 		return false
 	}
 	return pass.Completed(ctx, proxy.Outcome{Status: "ok", Command: "remote-forward"}) == nil
@@ -215,7 +215,7 @@ func (c *connection) serveRemote(ctx context.Context, n ssh.NewChannel, b bind, 
 	pass.Forwarded(int64(len(ask)))
 	agent, fromAgent, err := c.client.OpenChannel(b.kind, ask)
 	if err != nil {
-		_ = pass.Completed(ctx, proxy.Outcome{Status: "error", Code: "agent"})
+		_ = pass.Completed(ctx, proxy.Outcome{Status: c.status("error"), Code: "agent"})
 		_ = n.Reject(ssh.ConnectionFailed, "deputy: the agent didn't open it")
 		return
 	}
@@ -227,5 +227,5 @@ func (c *connection) serveRemote(ctx context.Context, n ssh.NewChannel, b bind, 
 		return
 	}
 	bytes := c.join(agent, fromAgent, up, c.discard(fromTarget))
-	_ = pass.Completed(context.WithoutCancel(ctx), proxy.Outcome{Status: c.joined(), Command: "remote-forward", Bytes: bytes})
+	_ = pass.Completed(context.WithoutCancel(ctx), proxy.Outcome{Status: c.status("ok"), Command: "remote-forward", Bytes: bytes})
 }

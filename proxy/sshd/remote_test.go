@@ -256,3 +256,23 @@ func TestRemoteForwardingIsRefusedWithoutPolicyAndBeyondItsBound(t *testing.T) {
 		}
 	}
 }
+
+// What the agent hasn't taken when its session ends, it didn't fail to take.
+func TestAConnectionThatNobodyTookIsCutWithItsSession(t *testing.T) {
+	w := newWorld(t, ops, forwarding)
+	c := w.client()
+	at := fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	if _, err := c.Listen("tcp", at); err != nil {
+		t.Fatal(err)
+	}
+	near, err := net.DialTimeout("tcp", at, 20*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer near.Close()
+	w.ledger.await(t, "forwarded", "connection to "+at)
+	w.ledger.last().cancel(&proxy.Ended{Class: proxy.ClassRevoked, Reason: "revoked"})
+	if e := w.ledger.await(t, "completed", "connection to "+at); e.out.Status != "cut" {
+		t.Errorf("%+v", e.out)
+	}
+}

@@ -247,7 +247,7 @@ func (s *sessionChannel) start(ctx context.Context, r *ssh.Request) {
 	p, err := s.launch(what, pass, s.recorder(ctx, what, pass))
 	if err != nil {
 		s.c.log.InfoContext(ctx, "the target didn't start a command", "kind", what.kind, "error", err)
-		o := proxy.Outcome{Status: "error", Code: classTarget}
+		o := proxy.Outcome{Status: s.c.status("error"), Code: classTarget}
 		if errors.Is(err, errOver) {
 			o = proxy.Outcome{Status: "not_sent"}
 		}

@@ -74,8 +74,10 @@ func Serve(ctx context.Context, agent io.ReadWriter, target Target, d Decider) e
 	how := "cut"
 	switch {
 	case err == nil:
-		// The agent has nothing more to ask; what is under way is still answered.
-		how = "cancelled"
+		// The agent has nothing more to ask; what is under way is still answered. Where the target was gone before, the agent's end comes of that.
+		if !s.left() {
+			how = "cancelled"
+		}
 		s.settle()
 		_ = target.CloseWrite()
 	case ctx.Err() == nil:
@@ -138,11 +140,11 @@ func (s *session) spoilt(ctx context.Context, err error) error {
 func (s *session) serveRequests(ctx context.Context) error {
 	for {
 		kind, body, err := readPacket(s.agent, &s.buffer)
+		if ctx.Err() != nil { // before the end of the agent's connection, which comes of it
+			return ctx.Err()
+		}
 		if errors.Is(err, io.EOF) {
 			return nil
-		}
-		if ctx.Err() != nil {
-			return ctx.Err()
 		}
 		var r request
 		if err == nil {
@@ -203,6 +205,13 @@ func (s *session) ask(ctx context.Context, r request) (reply, error) {
 	}
 }
 
+// left says whether nothing comes from the target any more.
+func (s *session) left() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.over
+}
+
 // settle waits until every read and write is answered.
 func (s *session) settle() {
 	s.mu.Lock()
@@ -213,32 +222,34 @@ func (s *session) settle() {
 }
 
 // relayAnswers takes the target's answers until there are no more, and hands them to whoever waits for them.
-func (s *session) relayAnswers() (err error) {
-	defer func() {
-		s.mu.Lock()
-		s.over = true
-		s.answered.Broadcast()
-		s.mu.Unlock()
-		close(s.gone)
-	}()
+func (s *session) relayAnswers() error {
 	var buffer []byte
 	for {
 		kind, body, err := readPacket(s.target, &buffer)
 		if err == nil {
 			err = s.relayAnswer(kind, body)
 		}
-		var m *malformed
-		switch {
-		case err == nil:
-		case errors.As(err, &m):
-			_ = s.target.Close()
-			return fmt.Errorf("the target's answer: %w", err)
-		default:
-			// The target has ended, or the agent takes nothing any more. Who closed it knows why.
-			_ = s.target.Close()
-			return nil
+		if err == nil {
+			continue
 		}
+		s.leave()
+		_ = s.target.Close() // behind that, the agent's side may be closed, too
+		var m *malformed
+		if errors.As(err, &m) {
+			return fmt.Errorf("the target's answer: %w", err)
+		}
+		// The target has ended, or the agent takes nothing any more. Who closed it knows why.
+		return nil
 	}
+}
+
+// leave notes that nothing comes from the target any more.
+func (s *session) leave() {
+	s.mu.Lock()
+	s.over = true
+	s.answered.Broadcast()
+	s.mu.Unlock()
+	close(s.gone)
 }
 
 func (s *session) relayAnswer(kind byte, body []byte) error {
