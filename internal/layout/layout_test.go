@@ -79,7 +79,7 @@ var testOnly = []string{"internal/testca", "internal/testkube", "internal/testme
 var engines = []string{"proxy/postgres", "proxy/sshd", "proxy/kube", "proxy/httpd", "proxy/mcpd", "proxy/tcp"}
 
 // engineMayImport lists what is made for engines, beside their own folder.
-var engineMayImport = []string{"proxy", "actor", "policy", "audit", "internal/target", "internal/mask", "internal/sqlparse", "internal/strictjson", "internal/eventstream", "proxy/internal/lobby", "proxy/internal/preface", "proxy/internal/hop", "proxy/internal/recording"}
+var engineMayImport = []string{"proxy", "actor", "policy", "audit", "internal/target", "internal/mask", "internal/sqlparse", "internal/strictjson", "internal/eventstream", "proxy/internal/lobby", "proxy/internal/preface", "proxy/internal/hop", "proxy/internal/recording", "proxy/internal/sock"}
 
 func TestImportDirections(t *testing.T) {
 	for _, p := range list(t) {

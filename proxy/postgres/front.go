@@ -12,6 +12,7 @@ import (
 	"github.com/deputymesh/deputy/internal/sqlparse"
 	"github.com/deputymesh/deputy/policy"
 	"github.com/deputymesh/deputy/proxy"
+	"github.com/deputymesh/deputy/proxy/internal/sock"
 )
 
 // front reads the agent's messages, decides, and writes to the target, until the agent or the session is done.
@@ -173,7 +174,7 @@ func (s *session) whileThere(ctx context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	timer := time.AfterFunc(goneEvery, func() {
 		for tick := time.NewTicker(goneEvery); ; {
-			if isGone(s.client) {
+			if sock.HasEnded(s.client) {
 				cancel(errGone)
 			}
 			select {

@@ -16,6 +16,7 @@ import (
 	"github.com/deputymesh/deputy/proxy"
 	"github.com/deputymesh/deputy/proxy/internal/lobby"
 	"github.com/deputymesh/deputy/proxy/internal/preface"
+	"github.com/deputymesh/deputy/proxy/internal/sock"
 )
 
 // serve takes one connection from its first byte to its end.
@@ -29,7 +30,8 @@ func (e *Engine) serve(ctx context.Context, raw net.Conn, waiting *lobby.Guest) 
 	defer stop()
 
 	// 1. The SVID and the credential.
-	conn := tls.Server(raw, e.tls)
+	below := &ending{Conn: raw}
+	conn := tls.Server(below, e.tls)
 	defer conn.Close()
 	credential, err := e.greet(early, conn, waiting)
 	if err != nil {
@@ -91,7 +93,7 @@ func (e *Engine) serve(ctx context.Context, raw net.Conn, waiting *lobby.Guest) 
 	// 4. Bytes, until both sides have ended or the session is over.
 	end := context.AfterFunc(session.Context(), func() { cut(raw, up) })
 	down := context.AfterFunc(ctx, func() { cut(raw, up) })
-	o := relay(conn, up, func() { cut(raw, up) })
+	o := relay(&side{conn, below.hasEnded}, whole(up), func() { cut(raw, up) })
 	// No more resets, before the session's own end asks for one: it would take away what the kernel hasn't sent yet.
 	if ended, stopped := !end(), !down(); ended || stopped {
 		o.Status = "cut"
@@ -167,14 +169,61 @@ func cut(agent, service net.Conn) {
 	}
 }
 
+// side is one side of a relayed connection.
+type side struct {
+	net.Conn
+	// broken says, at an end of what it sends, that the end isn't one that was meant.
+	broken func() bool
+}
+
+// ending notes that a connection has ended. Below TLS that is no end that the peer has said: of its bytes, TLS's goodbye (close_notify) is one
+// (RFC 8446, section 6.1), behind which nothing is read any more. Go's TLS takes both for one.
+type ending struct {
+	net.Conn
+	ended atomic.Bool
+}
+
+func (c *ending) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if err != nil {
+		c.ended.Store(true)
+	}
+	return n, err
+}
+
+func (c *ending) hasEnded() bool { return c.ended.Load() }
+
+// whole is the service's side. A reset that a write has met leaves an end to be read. The other way to a dead connection is that both sides have ended it.
+func whole(up net.Conn) *side {
+	halved := &halved{Conn: up}
+	return &side{halved, func() bool { return sock.IsDead(up) && !halved.done.Load() }}
+}
+
+// halved notes that a connection was ended in one direction, from here.
+type halved struct {
+	net.Conn
+	done atomic.Bool
+}
+
+func (c *halved) CloseWrite() error {
+	half, ok := c.Conn.(halfCloser)
+	if !ok {
+		return errors.ErrUnsupported
+	}
+	c.done.Store(true)
+	return half.CloseWrite()
+}
+
+type halfCloser interface{ CloseWrite() error }
+
 // relay carries bytes both ways until both directions have ended; one that fails ends the other.
-func relay(agent, service net.Conn, cut func()) proxy.Outcome {
+func relay(agent, service *side, cut func()) proxy.Outcome {
 	var out proxy.Outcome
 	var failed atomic.Bool
-	pipe := func(to, from net.Conn, n *int64) {
+	pipe := func(to, from *side, n *int64) {
 		var err error
-		if *n, err = io.Copy(to, from); err == nil {
-			if half, ok := to.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
+		if *n, err = io.Copy(to.Conn, from.Conn); err == nil && !from.broken() {
+			if half, ok := to.Conn.(halfCloser); ok && half.CloseWrite() == nil {
 				return
 			}
 		}

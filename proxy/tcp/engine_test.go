@@ -370,3 +370,59 @@ func TestAnEngineThatWouldBeOpenIsNotMade(t *testing.T) {
 		}
 	}
 }
+
+// An agent's bytes end with TLS's goodbye alone: the end of the connection below it is what is left of a reset that the proxy heard of in the middle of writing,
+// or somebody else's doing.
+func TestAnEndWithoutAGoodbyeIsPassedOnAsAReset(t *testing.T) {
+	r := newRig(t)
+	agent, service := r.connect()
+	if _, err := agent.Write([]byte("half")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(service, make([]byte, 4)); err != nil {
+		t.Fatal(err)
+	}
+	_ = agent.NetConn().Close()
+	if _, err := service.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) {
+		t.Errorf("the service sees %v", err)
+	}
+	if out := r.Await(t, "completed", "connect").Out; out.Status != "cut" {
+		t.Errorf("the outcome: %+v", out)
+	}
+}
+
+// A reset that was met in the middle of writing leaves an end to be read, which isn't one that was meant.
+func TestAResetThatAWriteHasMetIsNoEnd(t *testing.T) {
+	pair := func() (near, far *net.TCPConn) {
+		l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		_ = c.SetDeadline(time.Now().Add(patience))
+		other, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = other.Close() })
+		return other.(*net.TCPConn), c.(*net.TCPConn)
+	}
+	agent, agentsEnd := pair()
+	service, servicesEnd := pair()
+	_ = servicesEnd.SetLinger(0)
+	_ = servicesEnd.Close()
+	for err := error(nil); err == nil; _, err = service.Write([]byte("x")) {
+	}
+	out := tcp.Relay(agent, service)
+	if out.Status != "cut" {
+		t.Errorf("the outcome: %+v", out)
+	}
+	if _, err := agentsEnd.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) {
+		t.Errorf("the agent sees %v", err)
+	}
+}
