@@ -37,8 +37,10 @@ func TestPlacesAreTakenUntilTheEnd(t *testing.T) {
 				t.Fatalf("it doesn't wait: %v", <-got)
 			}
 		}
-		if !taken(take(t.Context())) || !taken(take(t.Context())) || taken(take(t.Context())) {
-			t.Fatal("there aren't two places")
+		for i, want := range []bool{true, true, false} {
+			if taken(take(t.Context())) != want {
+				t.Fatalf("place %d: taken %v", i+1, !want)
+			}
 		}
 		p.Ends()
 		first := take(t.Context())
