@@ -366,7 +366,17 @@ func (g *greeting) connect(ctx context.Context, core Session, st *startup) (*ses
 	if err := pass.Use(); err != nil {
 		return nil, passFault(err)
 	}
-	up, err := g.e.dial(ctx, account, st.database, app, st.settings)
+	dialling, dialled := context.WithCancel(ctx)
+	defer dialled()
+	defer context.AfterFunc(core.Context(), dialled)()
+	up, err := g.e.dial(dialling, account, st.database, app, st.settings)
+	if cause := context.Cause(core.Context()); cause != nil {
+		if err == nil {
+			_ = up.conn.Close()
+		}
+		_ = pass.Completed(ctx, proxy.Outcome{Status: "cut", Command: "CONNECT"})
+		return nil, &fault{code: codeShutdown, message: "this session has ended: " + cause.Error(), hint: hintEnded, fatal: true}
+	}
 	if err != nil {
 		return nil, g.dialFault(ctx, pass, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/deputymesh/deputy/proxy"
+	"github.com/deputymesh/deputy/proxy/postgres"
 )
 
 type cmdOf = proxy.Command
@@ -322,5 +324,31 @@ func TestTheTargetGoesAway(t *testing.T) {
 	w.pg.Exec("select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'deputy%'")
 	if _, err := table(t.Context(), w.connect(), "select count(*) from orders"); err != nil {
 		t.Error(fmt.Errorf("after the target came back: %w", err))
+	}
+}
+
+// A session that ends while its target keeps the proxy waiting is over at once, and the agent hears why.
+func TestASessionEndsWhileItsTargetIsAwaited(t *testing.T) {
+	var w *world
+	dials := make(chan struct{}, 8)
+	w = newWorld(t, []string{"clerk"}, func(c *postgres.Config) {
+		c.Upstream.Dial = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			dials <- struct{}{}
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+	})
+	go func() {
+		<-dials
+		w.ledger.last().cancel(&proxy.Ended{Class: proxy.ClassRevoked, Reason: "user ada is revoked"})
+	}()
+	began := time.Now()
+	_, err := pgx.ConnectConfig(t.Context(), w.config())
+	wantState(t, err, "57P01", "user ada is revoked")
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	if all := w.ledger.all("completed"); len(all) != 1 || all[0].out.Status != "cut" {
+		t.Errorf("the outcome: %+v", all)
 	}
 }

@@ -158,6 +158,8 @@ func (s *session) run(ctx context.Context) (reason, detail string) {
 	return reason, detail
 }
 
+const hintEnded = "Nothing more runs in it. Get a fresh credential and connect again, if you still may."
+
 // endedByCore says why a session is over that neither side ended.
 func (s *session) endedByCore(ctx context.Context) (reason, detail string, last *fault) {
 	last = &fault{code: codeShutdown, message: "this proxy is shutting down", hint: "Connect again.", fatal: true}
@@ -166,6 +168,6 @@ func (s *session) endedByCore(ctx context.Context) (reason, detail string, last 
 		return "shutdown", "", last
 	}
 	last.message = "this session has ended: " + cause.Error()
-	last.hint = "Nothing more runs in it. Get a fresh credential and connect again, if you still may."
+	last.hint = hintEnded
 	return "ended", cause.Error(), last
 }

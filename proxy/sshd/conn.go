@@ -239,7 +239,17 @@ func (g *greeting) admit(ctx context.Context, user string) error {
 	if err := pass.Use(); err != nil {
 		return forAgent(err, "the session is over")
 	}
-	up, err := g.e.dial(ctx, account, g.core)
+	dialling, dialled := context.WithCancel(ctx)
+	defer dialled()
+	defer context.AfterFunc(g.core.Context(), dialled)()
+	up, err := g.e.dial(dialling, account, g.core)
+	if cause := context.Cause(g.core.Context()); cause != nil {
+		if err == nil {
+			up.abandon()
+		}
+		_ = pass.Completed(ctx, proxy.Outcome{Status: "cut", Command: "connect"})
+		return errors.New("this session has ended: " + cause.Error())
+	}
 	if err != nil {
 		g.e.cfg.Logger.ErrorContext(ctx, "the target can't be reached", "target", g.e.name, "account", account.Name, "error", err)
 		_ = pass.Completed(ctx, proxy.Outcome{Status: "error", Command: "connect"})

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"net"
 	"os/exec"
 	"strings"
 	"testing"
@@ -383,5 +384,31 @@ func TestASessionMayEndAsItsProgramDoes(t *testing.T) {
 	}
 	if n := len(w.ledger.all("completed")); n < 40 {
 		t.Errorf("%d outcomes of 40 commands", n)
+	}
+}
+
+// A session that ends while its target keeps the proxy waiting is over at once, and the agent hears why.
+func TestASessionEndsWhileItsTargetIsAwaited(t *testing.T) {
+	dials := make(chan struct{}, 8)
+	w := newWorld(t, ops, func(c *sshd.Config) {
+		c.Upstream.Dial = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			dials <- struct{}{}
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+	})
+	go func() {
+		<-dials
+		w.ledger.last().cancel(&proxy.Ended{Class: proxy.ClassRevoked, Reason: "the task is revoked"})
+	}()
+	began := time.Now()
+	if r := w.ssh("", "web", "true"); r.code == 0 || !strings.Contains(r.err, "this session has ended: the task is revoked") {
+		t.Errorf("%s", r)
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	if e := w.ledger.await(t, "completed", "connect"); e.out.Status != "cut" {
+		t.Errorf("the outcome: %+v", e.out)
 	}
 }

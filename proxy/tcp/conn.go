@@ -72,7 +72,19 @@ func (e *Engine) serve(ctx context.Context, raw net.Conn, waiting *lobby.Guest) 
 	}
 
 	// 3. The service.
-	up, err := e.dial(early)
+	dialling, dialled := context.WithCancel(early)
+	defer dialled()
+	defer context.AfterFunc(session.Context(), dialled)()
+	up, err := e.dial(dialling)
+	if err == nil {
+		defer up.Close()
+	}
+	if cause := context.Cause(session.Context()); cause != nil {
+		_ = pass.Completed(ctx, proxy.Outcome{Status: "cut", Command: "connect"})
+		refuse("this session has ended: " + cause.Error())
+		session.Close("ended", cause.Error())
+		return
+	}
 	if err != nil {
 		e.cfg.Logger.ErrorContext(ctx, "the target can't be reached", "target", e.cfg.Name, "error", err)
 		_ = pass.Completed(ctx, proxy.Outcome{Status: "error", Command: "connect"})
@@ -80,7 +92,6 @@ func (e *Engine) serve(ctx context.Context, raw net.Conn, waiting *lobby.Guest) 
 		session.Close("upstream", "")
 		return
 	}
-	defer up.Close()
 	pass.Forwarded(0)
 	if err := preface.Write(conn, preface.TCP, preface.Welcome, session.ID()); err != nil || !stop() {
 		cut(raw, up)

@@ -371,6 +371,23 @@ func TestAnEngineThatWouldBeOpenIsNotMade(t *testing.T) {
 	}
 }
 
+// A session that ends while its service keeps the proxy waiting is over at once, and the agent hears why.
+func TestASessionEndsWhileItsServiceIsAwaited(t *testing.T) {
+	r := newRig(t, func(c *tcp.Config) { c.RootCAs, c.ServerName = x509.NewCertPool(), "localhost" })
+	go func() {
+		<-r.heard // connected to, and it says nothing
+		r.Last().Revoke()
+	}()
+	began := time.Now()
+	_, status, text := r.knock(hoptest.Credential)
+	if took := time.Since(began); status != preface.Refused || !strings.Contains(text, "this session has ended: ") || took > 5*time.Second {
+		t.Errorf("status %d after %s: %s", status, took, text)
+	}
+	if out := r.Await(t, "completed", "connect").Out; out.Status != "cut" {
+		t.Errorf("the outcome: %+v", out)
+	}
+}
+
 // An agent's bytes end with TLS's goodbye alone: the end of the connection below it is what is left of a reset that the proxy heard of in the middle of writing,
 // or somebody else's doing.
 func TestAnEndWithoutAGoodbyeIsPassedOnAsAReset(t *testing.T) {
