@@ -204,7 +204,7 @@ func (s *session) executed(e *entry, kind byte, body []byte, show func()) error 
 	if s.copyingOut {
 		return desync(kind, e)
 	}
-	e.copyEnds(r, true)
+	e.copyEnds(r)
 	if r.exceeded {
 		return r.complete(r.cutOutcome())
 	}
@@ -272,7 +272,7 @@ func (s *session) queryAnswer(ctx context.Context, e *entry, kind byte, body []b
 		if r == nil || s.copyingOut {
 			return desync(kind, e)
 		}
-		e.copyEnds(r, true)
+		e.copyEnds(r)
 		if err := r.complete(outcome(kind, body)); err != nil {
 			return err
 		}

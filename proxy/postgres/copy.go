@@ -70,16 +70,24 @@ func (r *run) copiesOut() bool { return r.d.stmt.Copy != nil && !r.d.stmt.Copy.F
 // copying follows a COPY FROM STDIN that was sent to the target. While the target takes rows, Sync and Flush mean nothing to
 // it, and everything else but rows ends the COPY; so the front has to know whether it does.
 type copying struct {
-	query   bool // it is part of a simple Query
-	runs    []*run
-	started chan *run // the target takes rows
-	ended   chan bool // it doesn't any more; true: all was well
-	done    <-chan struct{}
+	query bool // it is part of a simple Query
+	runs  []*run
+	turns chan copyTurn
+	done  <-chan struct{}
+
+	last *run // that began to take rows; the back's alone
 
 	// The front alone uses what follows.
 	on   *run // takes rows now
 	sent int64
 	held bool // a Sync came after rows: it counts if the target had failed before it
+}
+
+// copyTurn says that the target takes rows of a run from now on, or takes none any more. Turns are taken in order: the end of one COPY of a Query may
+// be heard of together with the beginning of the next.
+type copyTurn struct {
+	run   *run
+	takes bool
 }
 
 // expectCopy prepares for the answers to an entry that copies in.
@@ -95,7 +103,7 @@ func (s *session) expectCopy(e *entry, runs ...*run) {
 	}
 	done := make(chan struct{})
 	e.done = done
-	e.copying = &copying{query: e.step == stepQuery, runs: runs, started: make(chan *run, n), ended: make(chan bool, n), done: done}
+	e.copying = &copying{query: e.step == stepQuery, runs: runs, turns: make(chan copyTurn, 2*n), done: done}
 	s.copying = e.copying
 }
 
@@ -111,9 +119,10 @@ func (s *session) copyMessage(ctx context.Context, kind byte, size int) (taken b
 			return false, &upstreamError{err}
 		}
 		select {
-		case c.on = <-c.started:
-			c.sent, c.held = 0, false
-		case <-c.ended:
+		case t := <-c.turns:
+			if t.takes {
+				c.on, c.sent, c.held = t.run, 0, false
+			}
 		case <-c.done:
 			s.copying = nil
 			return false, nil
@@ -122,7 +131,7 @@ func (s *session) copyMessage(ctx context.Context, kind byte, size int) (taken b
 		}
 	}
 	select {
-	case <-c.ended: // an error: rows that still come go nowhere
+	case <-c.turns: // its end, by an error: rows that still come go nowhere
 		c.on = nil
 		if c.query {
 			return s.copyMessage(ctx, kind, size)
@@ -203,11 +212,12 @@ func (r *run) forwarded(bytes int64) {
 func (s *session) copyAnswer(e *entry, r *run, kind byte, body []byte) (bool, error) {
 	switch kind {
 	case 'G':
-		if r == nil || !r.copiesIn() || e.copying == nil {
+		if r == nil || !r.copiesIn() || e.copying == nil || e.copying.last == r {
 			return false, desync(kind, e)
 		}
+		e.copying.last = r
 		select {
-		case e.copying.started <- r:
+		case e.copying.turns <- copyTurn{r, true}:
 		default: // more often than there are such statements
 			return false, desync(kind, e)
 		}
@@ -232,10 +242,10 @@ func (s *session) copyAnswer(e *entry, r *run, kind byte, body []byte) (bool, er
 }
 
 // copyEnds tells the front that the target takes no more rows.
-func (e *entry) copyEnds(r *run, well bool) {
+func (e *entry) copyEnds(r *run) {
 	if e.copying != nil && r != nil && r.copiesIn() {
 		select {
-		case e.copying.ended <- well:
+		case e.copying.turns <- copyTurn{r, false}:
 		default: // said before
 		}
 	}

@@ -316,3 +316,47 @@ func TestRowLimitsCutACopy(t *testing.T) {
 		t.Errorf("afterwards: %v %v", got, err)
 	}
 }
+
+// The end of one COPY and the beginning of the next may be heard of together: both stand when the agent, who waited for them, sends more rows.
+func TestASecondCopyOfATextTakesItsRows(t *testing.T) {
+	pg := testpg.Start(t)
+	pg.Exec("set role "+testpg.App, "create table parts (id int)")
+	w := worldOf(t, pg, []string{"clerk"})
+	f := w.frontend()
+	await := func(want string) {
+		t.Helper()
+		for {
+			m, err := f.Receive()
+			if err != nil {
+				t.Fatalf("waiting for %s: %v", want, err)
+			}
+			if e, failed := m.(*pgproto3.ErrorResponse); failed {
+				t.Fatalf("waiting for %s: %s", want, e.Message)
+			}
+			if fmt.Sprintf("%T", m) == "*pgproto3."+want {
+				return
+			}
+		}
+	}
+	send := func(messages ...pgproto3.FrontendMessage) {
+		t.Helper()
+		for _, m := range messages {
+			f.Send(m)
+		}
+		if err := f.Flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const times = 20
+	for range times {
+		send(query("copy parts from stdin; copy parts from stdin"))
+		for range 2 {
+			await("CopyInResponse")
+			send(data("1\n"), data("2\n"), &pgproto3.CopyDone{})
+		}
+		await("ReadyForQuery")
+	}
+	if n := pg.Value("select count(*) from parts"); n != fmt.Sprint(4*times) {
+		t.Errorf("%s rows came, and %d were sent", n, 4*times)
+	}
+}

@@ -32,7 +32,7 @@ func (s *session) failure(ctx context.Context, e *entry, body []byte) error {
 		return err
 	}
 	s.copyingOut = false
-	e.copyEnds(r, false)
+	e.copyEnds(r)
 	if r != nil && r.exceeded {
 		// It was cancelled because of its limit.
 		if err := r.complete(r.cutOutcome()); err != nil {
