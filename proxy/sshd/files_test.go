@@ -269,26 +269,11 @@ func TestAnOpenFileIsCutWithItsSessionAndItsTarget(t *testing.T) {
 			_ = killer.Run(`kill -9 "$(ps -o ppid= -p $$ | tr -d ' ')"`)
 		}
 		for _, what := range []string{"sftp-open", "subsystem"} {
-			w.ledger.outcomeOf(t, what, "cut")
+			if e := w.ledger.await(t, "completed", what); e.out.Status != "cut" {
+				t.Errorf("%s ended by %s: %+v", what, by, e.out)
+			}
 		}
 	}
-}
-
-// outcomeOf waits for the outcome of a command of a kind, and checks its status.
-func (l *ledger) outcomeOf(t testing.TB, kind, status string) {
-	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		for _, e := range l.all("completed") {
-			if e.cmd.Kind != kind {
-				continue
-			}
-			if e.out.Status != status {
-				t.Errorf("%s: %+v", kind, e.out)
-			}
-			return
-		}
-	}
-	t.Errorf("no outcome of %s", kind)
 }
 
 // sparse makes a file that takes longer than the test to copy, and little room.

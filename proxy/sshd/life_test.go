@@ -65,27 +65,34 @@ func TestARevokedSessionEndsWithinASecondWithWhatItRuns(t *testing.T) {
 	}
 }
 
+// begun starts a program and waits until it has said "begun".
+func (w *world) begun(c *ssh.Client, program string, stderr io.Writer) *ssh.Session {
+	w.t.Helper()
+	s, err := c.NewSession()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	s.Stderr = stderr
+	out, err := s.StdoutPipe()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if err := s.Start(program); err != nil {
+		w.t.Fatal(err)
+	}
+	if _, err := io.ReadFull(out, make([]byte, len("begun\n"))); err != nil {
+		w.t.Fatal(err)
+	}
+	return s
+}
+
 // An agent hears why before what it runs is ended: behind the end of the program nothing can be said any more.
 func TestWhyASessionEndsIsSaidBeforeItsProgramsEnd(t *testing.T) {
 	w := newWorld(t, ops)
 	for range 20 {
 		c := w.client()
-		s, err := c.NewSession()
-		if err != nil {
-			t.Fatal(err)
-		}
-		out, err := s.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
 		var said bytes.Buffer
-		s.Stderr = &said
-		if err := s.Start("echo begun; exec sleep 30.2"); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.ReadFull(out, make([]byte, len("begun\n"))); err != nil {
-			t.Fatal(err)
-		}
+		s := w.begun(c, "echo begun; exec sleep 30.2", &said)
 		w.ledger.last().cancel(&proxy.Ended{Class: proxy.ClassRevoked, Reason: "the task is revoked"})
 		if err := s.Wait(); err == nil || !strings.Contains(said.String(), "this session has ended: the task is revoked") {
 			t.Fatalf("%v, and it was told %q", err, &said)
@@ -103,20 +110,7 @@ func TestWhatEndsWithItsSessionIsCut(t *testing.T) {
 		"it says that it failed":   "trap 'exit 3' TERM; echo begun; while :; do sleep 0.01; done",
 	} {
 		c := w.client()
-		s, err := c.NewSession()
-		if err != nil {
-			t.Fatal(err)
-		}
-		out, err := s.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := s.Start(program); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.ReadFull(out, make([]byte, len("begun\n"))); err != nil {
-			t.Fatal(err)
-		}
+		w.begun(c, program, io.Discard)
 		w.ledger.last().cancel(&proxy.Ended{Class: proxy.ClassRevoked, Reason: "revoked"})
 		if e := w.ledger.await(t, "completed", program); e.out.Status != "cut" {
 			t.Errorf("%s: %+v", name, e.out)
